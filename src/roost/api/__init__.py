@@ -1,0 +1,1 @@
+"""The door for others: HTTP, watches and streams over a unix socket."""

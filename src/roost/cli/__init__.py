@@ -1,0 +1,1 @@
+"""The command line: the verbs a person types, through the SDK."""

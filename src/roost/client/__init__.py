@@ -1,0 +1,1 @@
+"""The SDK over HTTP: one sans-I/O core, a synchronous and an asynchronous face."""

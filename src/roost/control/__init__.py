@@ -1,0 +1,1 @@
+"""The reconcilers: one loop, one file per kind; observe, plan, act."""

@@ -1,0 +1,151 @@
+"""Every file name that Roost may make on disk; pure: nothing here touches the file system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from roost.config import Config
+
+
+class MachineFiles(NamedTuple):
+    """One machine's files. `keep` lives in the state directory and survives a reboot, `live` in the run directory and does not."""
+
+    keep: Path
+    live: Path
+
+    @property
+    def disk(self) -> Path:
+        """The root disk: a qcow2 overlay over an image."""
+        return self.keep / "root.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """The cloud-init NoCloud disk (0600)."""
+        return self.keep / "seed.iso"
+
+    @property
+    def variables(self) -> Path:
+        """The UEFI variables of this machine."""
+        return self.keep / "uefi-vars.raw"
+
+    @property
+    def console_log(self) -> Path:
+        """The bounded record of the serial console."""
+        return self.keep / "console.log"
+
+    @property
+    def record(self) -> Path:
+        """What is needed to find the process again (JSON, replaced atomically)."""
+        return self.live / "process.json"
+
+    @property
+    def monitor(self) -> Path:
+        """QMP socket."""
+        return self.live / "qmp.sock"
+
+    @property
+    def agent(self) -> Path:
+        """Socket of Roost's agent port."""
+        return self.live / "agent.sock"
+
+    @property
+    def guest_agent(self) -> Path:
+        """Socket of the qemu-guest-agent port."""
+        return self.live / "qga.sock"
+
+    @property
+    def console(self) -> Path:
+        """Socket of the serial console."""
+        return self.live / "console.sock"
+
+
+class ImageFiles(NamedTuple):
+    """One image's files, all read-only once `manifest` exists (it is written last)."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the image is (JSON): digest, arch, format, virtual size, boot files and command line."""
+        return self.directory / "manifest.json"
+
+    @property
+    def disk(self) -> Path:
+        """The disk, a qcow2 without backing file; absent in a diskless template."""
+        return self.directory / "disk.qcow2"
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel for direct boot; absent where the image must boot by its firmware."""
+        return self.directory / "kernel"
+
+    @property
+    def initramfs(self) -> Path:
+        """The initramfs for direct boot."""
+        return self.directory / "initramfs"
+
+
+class Paths(NamedTuple):
+    """Where everything is, from the two directories of the configuration."""
+
+    state: Path
+    run: Path
+
+    @classmethod
+    def of(cls, config: Config) -> Paths:
+        """The paths of a configuration."""
+        return cls(config.state, config.run)
+
+    @property
+    def database(self) -> Path:
+        """The store."""
+        return self.state / "roost.db"
+
+    @property
+    def images(self) -> Path:
+        """All images, one directory each, named by digest (`sha256-...`)."""
+        return self.state / "images"
+
+    @property
+    def building(self) -> Path:
+        """Half-made images; everything here is removed when the daemon starts."""
+        return self.state / "building"
+
+    @property
+    def recipes(self) -> Path:
+        """Links from the digest of a recipe to the image it made."""
+        return self.state / "recipes"
+
+    @property
+    def machines(self) -> Path:
+        """All machines' kept files."""
+        return self.state / "machines"
+
+    @property
+    def live_machines(self) -> Path:
+        """All machines' sockets and process records."""
+        return self.run / "machines"
+
+    @property
+    def verdict(self) -> Path:
+        """The cached accelerator verdict."""
+        return self.state / "accelerator.json"
+
+    @property
+    def log(self) -> Path:
+        """The daemon's log when it was started by a command."""
+        return self.state / "daemon.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the daemon while it lives."""
+        return self.run / "daemon.lock"
+
+    def machine(self, uid: str) -> MachineFiles:
+        """The files of the machine with this uid."""
+        return MachineFiles(self.machines / uid, self.live_machines / uid)
+
+    def image(self, digest: str) -> ImageFiles:
+        """The files of the image "sha256:..."."""
+        return ImageFiles(self.images / digest.replace(":", "-"))

@@ -1,0 +1,1 @@
+"""System virtual machines: from a wish to a jailed QEMU that answers."""

@@ -1,0 +1,160 @@
+"""A machine: virtual hardware plus a whole operating system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Annotated, Literal
+
+import msgspec
+
+from roost.errors import Problem
+from roost.model.meta import IMAGE_NAME, NAME, Arch, Firmware, Meta, MiB, Port, Seconds, Size, Struct, Trouble
+
+Phase = Literal["pending", "preparing", "starting", "running", "paused", "stopping", "stopped", "crashed", "failed"]
+
+
+class Publish(Struct, kw_only=True):
+    """A port of the host that leads into the machine; on the host's loopback unless told otherwise."""
+
+    host_port: Port
+    guest_port: Port
+    host_ip: str = "127.0.0.1"
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+class User(Struct, kw_only=True):
+    """A user the machine gets at its first boot."""
+
+    name: str
+    ssh_keys: tuple[str, ...] = ()
+    sudo: bool = False
+
+
+class MachineSpec(Struct, kw_only=True):
+    """What the user wants. A restart bumps `restarts`; a forced stop is a `stop_grace` of 0."""
+
+    image: str
+    cpus: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    memory: Size = 512 * MiB
+    disk: Size | None = None
+    arch: Arch | None = None
+    firmware: Literal["auto", "direct", "bios", "uefi"] = "auto"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    power: Literal["running", "paused", "stopped"] = "running"
+    restarts: Annotated[int, msgspec.Meta(ge=0)] = 0
+    stop_grace: Seconds = 30.0
+    network: Literal["user", "none"] = "user"
+    publish: tuple[Publish, ...] = ()
+    hostname: str | None = None
+    ssh_keys: tuple[str, ...] = ()
+    users: tuple[User, ...] = ()
+    user_data: str | None = None
+    ephemeral: bool = False
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything wrong with the values, beyond their types."""
+        if not IMAGE_NAME.fullmatch(self.image):
+            yield Problem("image", f"{self.image!r} is not an image name (small letters, digits, '.', ':', '_', '-')")
+        if self.memory < 64 * MiB:
+            yield Problem("memory", f"{self.memory} bytes is less than the 64MiB that a kernel needs")
+        if self.memory % MiB:
+            yield Problem("memory", f"{self.memory} bytes is not a whole number of MiB")
+        if self.disk is not None and (self.disk < MiB or self.disk % 512):
+            yield Problem("disk", f"{self.disk} bytes is not a disk size: at least 1MiB, in whole 512 byte sectors")
+        if self.hostname is not None and not NAME.fullmatch(self.hostname):
+            yield Problem("hostname", f"{self.hostname!r} is not a host name")
+        if self.user_data is not None and len(self.user_data) > 64 << 10:
+            yield Problem("user_data", f"{len(self.user_data)} characters is more than the 65536 allowed")
+        yield from _key_problems("ssh_keys", self.ssh_keys)
+        yield from self._publish_problems()
+        yield from self._user_problems()
+
+    def _publish_problems(self) -> Iterator[Problem]:
+        seen: set[tuple[str, int, str]] = set()
+        for index, entry in enumerate(self.publish):
+            try:
+                ip_address(entry.host_ip)
+            except ValueError:
+                yield Problem(f"publish[{index}].host_ip", f"{entry.host_ip!r} is not an IP address")
+            place = (entry.host_ip, entry.host_port, entry.protocol)
+            if place in seen:
+                yield Problem(f"publish[{index}].host_port", f"{entry.host_port} is published twice")
+            seen.add(place)
+        if self.publish and self.network == "none":
+            yield Problem("publish", "a machine without network has no port to publish")
+
+    def _user_problems(self) -> Iterator[Problem]:
+        for index, user in enumerate(self.users):
+            if not NAME.fullmatch(user.name) or len(user.name) > 32 or user.name[0].isdigit():
+                yield Problem(f"users[{index}].name", f"{user.name!r} is not a user name")
+            yield from _key_problems(f"users[{index}].ssh_keys", user.ssh_keys)
+
+
+def _key_problems(path: str, keys: tuple[str, ...]) -> Iterator[Problem]:
+    for index, key in enumerate(keys):
+        if len(key) > 8192 or "\n" in key or "\0" in key or not key.startswith(("ssh-", "ecdsa-", "sk-")):
+            yield Problem(f"{path}[{index}]", "is not one line of an OpenSSH public key")
+
+
+class Process(Struct, kw_only=True):
+    """The guest's process, told apart from any later one with the same pid: `start` is field 22 of /proc/PID/stat, `boot` the host's boot id."""
+
+    pid: int
+    start: int
+    uid: int
+    boot: str
+
+
+class Isolation(Struct, kw_only=True):
+    """What stands between the guest and the host. Under `tcg` the jail is the only boundary, so `boundary` never says more than "jail"."""
+
+    boundary: Literal["hardware+jail", "jail", "none"] = "none"
+    layers: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    note: str = ""
+
+
+class Timing(Struct, kw_only=True):
+    """Seconds from the request to each step's end, and by which path the machine came up."""
+
+    path: Literal["cold", "warm", "clone", ""] = ""
+    image: float = 0.0
+    disk: float = 0.0
+    process: float = 0.0
+    agent: float = 0.0
+    total: float = 0.0
+
+
+class MachineStatus(Struct, kw_only=True):
+    """What is. Only the reconciler writes it."""
+
+    phase: Phase = "pending"
+    node: str = ""
+    generation: int = 0
+    restarts: int = 0
+    process: Process | None = None
+    pid: int | None = None
+    accelerator: Literal["kvm", "tcg"] | None = None
+    firmware: Firmware | None = None
+    isolation: Isolation = Isolation()
+    addresses: tuple[str, ...] = ()
+    image: str = ""
+    agent: Literal["none", "roost", "qemu-ga", "ssh"] = "none"
+    configured: bool = False
+    timing: Timing = Timing()
+    progress: str = ""
+    exit: str = ""
+    warnings: tuple[str, ...] = ()
+    error: Trouble | None = None
+
+
+class Machine(Struct, kw_only=True):
+    """A system virtual machine."""
+
+    kind: Literal["machine"] = "machine"
+    project: str = "default"
+    name: str
+    meta: Meta = Meta()
+    spec: MachineSpec
+    status: MachineStatus = MachineStatus()

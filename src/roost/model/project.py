@@ -1,0 +1,51 @@
+"""A project: the tenant that owns everything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from roost.errors import Problem
+from roost.model.meta import Meta, Size, Struct
+
+Role = Literal["owner", "operator", "viewer"]
+_PRINCIPAL = re.compile(r"uid:\d{1,10}")
+
+
+class Quota(Struct, kw_only=True):
+    """Upper bounds over all machines of the project; None is no bound."""
+
+    machines: int | None = None
+    cpus: int | None = None
+    memory: Size | None = None
+
+
+class ProjectSpec(Struct, kw_only=True):
+    """Who may do what ("uid:1000" -> role), and how much."""
+
+    members: dict[str, Role] = {}
+    quota: Quota = Quota()
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything wrong with the values, beyond their types."""
+        for principal in self.members:
+            if not _PRINCIPAL.fullmatch(principal):
+                yield Problem(f"members.{principal}", "is not a principal: write uid:1000")
+
+
+class ProjectStatus(Struct, kw_only=True):
+    """What is."""
+
+    phase: Literal["active", "deleting"] = "active"
+
+
+class Project(Struct, kw_only=True):
+    """The tenant: owns everything, has members with roles and quotas."""
+
+    kind: Literal["project"] = "project"
+    project: str = ""
+    name: str
+    meta: Meta = Meta()
+    spec: ProjectSpec = ProjectSpec()
+    status: ProjectStatus = ProjectStatus()

@@ -1,0 +1,1 @@
+"""How guests reach the world and the world reaches them."""

@@ -1,0 +1,1 @@
+"""The truth: objects as named values, in memory or in SQLite."""

@@ -1,0 +1,1 @@
+"""Fakes and conformance suites: what an implementation of a seam must pass."""
