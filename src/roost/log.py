@@ -18,7 +18,7 @@ _tasks: set[asyncio.Task[Any]] = set()
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """The logger of a module."""
-    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(logger=name))
+    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(module=name))
 
 
 def setup(stream: TextIO = sys.stderr, *, debug: bool = False) -> None:

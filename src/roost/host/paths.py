@@ -133,6 +133,11 @@ class Paths(NamedTuple):
         return self.state / "accelerator.json"
 
     @property
+    def emulators(self) -> Path:
+        """What each QEMU binary said of itself, cached by its path, time and size."""
+        return self.state / "emulators.json"
+
+    @property
     def log(self) -> Path:
         """The daemon's log when it was started by a command."""
         return self.state / "daemon.log"
@@ -141,6 +146,11 @@ class Paths(NamedTuple):
     def lock(self) -> Path:
         """Held (flock) by the daemon while it lives."""
         return self.run / "daemon.lock"
+
+    @property
+    def starting(self) -> Path:
+        """Held (flock) by a command while it starts a daemon, so that only one does."""
+        return self.run / "starting.lock"
 
     def machine(self, uid: str) -> MachineFiles:
         """The files of the machine with this uid."""

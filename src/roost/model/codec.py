@@ -14,24 +14,46 @@ from roost.model import size
 from roost.model.meta import Struct
 
 T = TypeVar("T")
+_FIX = "correct the fields named above; `roost get KIND -o yaml` shows valid ones"
 MAX_DEPTH = 32
 """Nesting a document may have; deeper ones are refused before anything recurses into them."""
 
 
 def decode(data: Any, type_: type[T], what: str) -> T:
     """`data` (plain dicts, lists, strings, numbers) as a `type_`. Raises Invalid with every problem, under the heading `what`."""
-    problems = list(_walk(data, inspect.type_info(type_), "", 0))
-    value: T | None = None
-    if not problems:
-        try:
-            value = msgspec.convert(_sized(data, inspect.type_info(type_)), type_)
-        except msgspec.ValidationError as error:
-            problems = [_translate("", error)]
-    if value is not None:
-        problems = list(semantic(value, ""))
+    info = inspect.type_info(type_)
+    problems = list(_walk(data, info, "", 0))
     if problems:
-        raise Invalid(what, problems=problems, fix="correct the fields named above; `roost get KIND -o yaml` shows valid ones")
-    return cast("T", value)
+        problems += _semantic_besides(data, type_, info, problems)
+        raise Invalid(what, problems=problems, fix=_FIX)
+    try:
+        value = msgspec.convert(_sized(data, info), type_)
+    except msgspec.ValidationError as error:
+        raise Invalid(what, problems=[_translate("", error)], fix=_FIX) from None
+    if problems := list(semantic(value, "")):
+        raise Invalid(what, problems=problems, fix=_FIX)
+    return value
+
+
+def _semantic_besides(data: Any, type_: type[Any], info: inspect.Type, found: list[Problem]) -> Iterator[Problem]:
+    """What is wrong with the values of the fields that have the right type, so that everything is told at once."""
+    # A list with one wrong item is left out whole: without the item, the others would be told by the wrong index.
+    bad = {problem.path.partition("[")[0] for problem in found}
+    try:
+        value = msgspec.convert(_sized(_without(data, bad, ""), info), type_)
+    except (ValueError, KeyError, AttributeError, msgspec.ValidationError):
+        return
+    for problem in semantic(value, ""):
+        if problem.path and not any(path.startswith(problem.path) or problem.path.startswith(path) for path in bad):
+            yield problem
+
+
+def _without(data: Any, bad: set[str], path: str) -> Any:
+    if isinstance(data, dict):
+        return {
+            name: _without(item, bad, _join(path, name)) for name, item in data.items() if _join(path, name) not in bad
+        }
+    return data
 
 
 def loads(text: bytes, type_: type[T], what: str) -> T:
@@ -132,7 +154,7 @@ def _walk_struct(data: Any, info: inspect.StructType, path: str, depth: int) -> 
 def _leaf(data: Any, info: inspect.Type, path: str) -> Iterator[Problem]:
     try:
         msgspec.convert(_size_leaf(data, info), _annotation(info))
-    except ValueError as error:
+    except (ValueError, msgspec.ValidationError) as error:
         yield _translate(path, error)
 
 
@@ -181,7 +203,7 @@ def _sized(data: Any, info: inspect.Type) -> Any:
     return _size_leaf(data, info)
 
 
-def _translate(path: str, error: ValueError) -> Problem:
+def _translate(path: str, error: Exception) -> Problem:
     message = str(error)
     if " - at `$" in message:
         message, _, tail = message.partition(" - at `$")
@@ -196,5 +218,12 @@ def _join(path: str, name: str) -> str:
 def _kind_of(data: Any) -> str:
     if data is None:
         return "null"
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(data), type(data).__name__)

@@ -7,7 +7,7 @@ from typing import Literal
 from roost.model.meta import Meta, Struct
 
 
-class EventSpec(Struct, kw_only=True):
+class EventSpec(Struct, frozen=True, kw_only=True):
     """What happened. `reason` is one CamelCase word for programs, `message` a sentence for people, `time` is UTC."""
 
     about: str
@@ -18,11 +18,11 @@ class EventSpec(Struct, kw_only=True):
     level: Literal["info", "warning", "error"] = "info"
 
 
-class EventStatus(Struct, kw_only=True):
+class EventStatus(Struct, frozen=True, kw_only=True):
     """Events have no status: they are what was."""
 
 
-class Event(Struct, kw_only=True):
+class Event(Struct, frozen=True, kw_only=True):
     """Something that happened to an object; written by Roost only, removed after a time."""
 
     kind: Literal["event"] = "event"

@@ -13,7 +13,7 @@ from roost.model.meta import Arch, GiB, Meta, Size, Struct, Trouble
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class ImageSpec(Struct, kw_only=True):
+class ImageSpec(Struct, frozen=True, kw_only=True):
     """Where the image comes from: exactly one of a template, a URL with its sha256, or an upload by the client."""
 
     template: str | None = None
@@ -37,7 +37,7 @@ class ImageSpec(Struct, kw_only=True):
             yield Problem("sha256", "is not 64 hexadecimal digits in small letters")
 
 
-class ImageStatus(Struct, kw_only=True):
+class ImageStatus(Struct, frozen=True, kw_only=True):
     """What is. `digest` is "sha256:..." of the disk as stored (or of kernel + initramfs for a diskless template)."""
 
     phase: Literal["pending", "building", "ready", "failed"] = "pending"
@@ -51,7 +51,7 @@ class ImageStatus(Struct, kw_only=True):
     error: Trouble | None = None
 
 
-class Image(Struct, kw_only=True):
+class Image(Struct, frozen=True, kw_only=True):
     """A disk, or a kernel and initramfs, that machines start from."""
 
     kind: Literal["image"] = "image"

@@ -14,7 +14,7 @@ from roost.model.meta import IMAGE_NAME, NAME, Arch, Firmware, Meta, MiB, Port, 
 Phase = Literal["pending", "preparing", "starting", "running", "paused", "stopping", "stopped", "crashed", "failed"]
 
 
-class Publish(Struct, kw_only=True):
+class Publish(Struct, frozen=True, kw_only=True):
     """A port of the host that leads into the machine; on the host's loopback unless told otherwise."""
 
     host_port: Port
@@ -23,7 +23,7 @@ class Publish(Struct, kw_only=True):
     protocol: Literal["tcp", "udp"] = "tcp"
 
 
-class User(Struct, kw_only=True):
+class User(Struct, frozen=True, kw_only=True):
     """A user the machine gets at its first boot."""
 
     name: str
@@ -31,7 +31,7 @@ class User(Struct, kw_only=True):
     sudo: bool = False
 
 
-class MachineSpec(Struct, kw_only=True):
+class MachineSpec(Struct, frozen=True, kw_only=True):
     """What the user wants. A restart bumps `restarts`; a forced stop is a `stop_grace` of 0."""
 
     image: str
@@ -97,7 +97,7 @@ def _key_problems(path: str, keys: tuple[str, ...]) -> Iterator[Problem]:
             yield Problem(f"{path}[{index}]", "is not one line of an OpenSSH public key")
 
 
-class Process(Struct, kw_only=True):
+class Process(Struct, frozen=True, kw_only=True):
     """The guest's process, told apart from any later one with the same pid: `start` is field 22 of /proc/PID/stat, `boot` the host's boot id."""
 
     pid: int
@@ -106,7 +106,7 @@ class Process(Struct, kw_only=True):
     boot: str
 
 
-class Isolation(Struct, kw_only=True):
+class Isolation(Struct, frozen=True, kw_only=True):
     """What stands between the guest and the host. Under `tcg` the jail is the only boundary, so `boundary` never says more than "jail"."""
 
     boundary: Literal["hardware+jail", "jail", "none"] = "none"
@@ -115,7 +115,7 @@ class Isolation(Struct, kw_only=True):
     note: str = ""
 
 
-class Timing(Struct, kw_only=True):
+class Timing(Struct, frozen=True, kw_only=True):
     """Seconds from the request to each step's end, and by which path the machine came up."""
 
     path: Literal["cold", "warm", "clone", ""] = ""
@@ -126,7 +126,7 @@ class Timing(Struct, kw_only=True):
     total: float = 0.0
 
 
-class MachineStatus(Struct, kw_only=True):
+class MachineStatus(Struct, frozen=True, kw_only=True):
     """What is. Only the reconciler writes it."""
 
     phase: Phase = "pending"
@@ -149,7 +149,7 @@ class MachineStatus(Struct, kw_only=True):
     error: Trouble | None = None
 
 
-class Machine(Struct, kw_only=True):
+class Machine(Struct, frozen=True, kw_only=True):
     """A system virtual machine."""
 
     kind: Literal["machine"] = "machine"

@@ -15,7 +15,9 @@ IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,126}[a-z0-9])?")
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
-Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 60, extra={"unit": "bytes"}, description="bytes; may be written 256MiB, 2GiB")]
+Size = Annotated[
+    int, msgspec.Meta(ge=0, le=1 << 60, extra={"unit": "bytes"}, description="bytes; may be written 256MiB, 2GiB")
+]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400 * 366, description="seconds")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Arch = Literal["x86_64", "aarch64", "riscv64"]
@@ -26,7 +28,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of every word: immutable, keyword-only, unknown fields refused."""
 
 
-class Meta(Struct, kw_only=True):
+class Meta(Struct, frozen=True, kw_only=True):
     """An object's identity. `uid` is never reused and survives a rename; `generation` counts changes of `spec`."""
 
     uid: str = ""
@@ -35,10 +37,10 @@ class Meta(Struct, kw_only=True):
     created: str = ""
     creator: str = ""
     deleting: str | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class Trouble(Struct, kw_only=True):
+class Trouble(Struct, frozen=True, kw_only=True):
     """An error kept in a status: what did not happen, why, and the next step."""
 
     what: str

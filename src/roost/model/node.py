@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from roost.model.meta import Arch, Meta, Struct
 
 
-class NodeSpec(Struct, kw_only=True):
+class NodeSpec(Struct, frozen=True, kw_only=True):
     """What an operator wants of the node: `schedulable` false keeps new machines off it."""
 
     schedulable: bool = True
 
 
-class Verdict(Struct, kw_only=True):
+class Verdict(Struct, frozen=True, kw_only=True):
     """Which accelerator machines of the host's own architecture get, and why: KVM only after it really booted a guest here."""
 
     accelerator: Literal["kvm", "tcg"] = "tcg"
@@ -22,7 +24,7 @@ class Verdict(Struct, kw_only=True):
     seconds: float = 0.0
 
 
-class NodeStatus(Struct, kw_only=True):
+class NodeStatus(Struct, frozen=True, kw_only=True):
     """What is: sizes in bytes, versions as the programs print them."""
 
     cpus: int = 0
@@ -30,13 +32,13 @@ class NodeStatus(Struct, kw_only=True):
     memory_free: int = 0
     arch: Arch | None = None
     kernel: str = ""
-    qemu: dict[str, str] = {}
+    qemu: dict[str, str] = msgspec.field(default_factory=dict)
     verdict: Verdict = Verdict()
     machines: int = 0
     seen: str = ""
 
 
-class Node(Struct, kw_only=True):
+class Node(Struct, frozen=True, kw_only=True):
     """The computer that runs machines; one daemon each."""
 
     kind: Literal["node"] = "node"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+import msgspec
+
 from roost.errors import Problem
 from roost.model.meta import Meta, Size, Struct
 
@@ -13,7 +15,7 @@ Role = Literal["owner", "operator", "viewer"]
 _PRINCIPAL = re.compile(r"uid:\d{1,10}")
 
 
-class Quota(Struct, kw_only=True):
+class Quota(Struct, frozen=True, kw_only=True):
     """Upper bounds over all machines of the project; None is no bound."""
 
     machines: int | None = None
@@ -21,10 +23,10 @@ class Quota(Struct, kw_only=True):
     memory: Size | None = None
 
 
-class ProjectSpec(Struct, kw_only=True):
+class ProjectSpec(Struct, frozen=True, kw_only=True):
     """Who may do what ("uid:1000" -> role), and how much."""
 
-    members: dict[str, Role] = {}
+    members: dict[str, Role] = msgspec.field(default_factory=dict)
     quota: Quota = Quota()
 
     def problems(self) -> Iterator[Problem]:
@@ -34,13 +36,13 @@ class ProjectSpec(Struct, kw_only=True):
                 yield Problem(f"members.{principal}", "is not a principal: write uid:1000")
 
 
-class ProjectStatus(Struct, kw_only=True):
+class ProjectStatus(Struct, frozen=True, kw_only=True):
     """What is."""
 
     phase: Literal["active", "deleting"] = "active"
 
 
-class Project(Struct, kw_only=True):
+class Project(Struct, frozen=True, kw_only=True):
     """The tenant: owns everything, has members with roles and quotas."""
 
     kind: Literal["project"] = "project"

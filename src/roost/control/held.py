@@ -1,0 +1,76 @@
+"""What the reconciler holds of a machine in memory; all of it can be found again from the world."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from roost.hypervisor.base import Exit, Guest
+from roost.model.machine import Timing
+from roost.model.meta import Trouble
+
+
+class Held:
+    """One machine's guest, how it ended, and the marks of its way up (seconds on the injected clock)."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.guest: Guest | None = None
+        self.exit: Exit | None = None
+        self.looked = False
+        self.answered = False
+        self.agent_kind: Literal["roost", "qemu-ga", "ssh"] | None = None
+        self.deadline: float | None = None
+        self.reason = ""
+        self.digest = ""
+        self.progress = ""
+        self.diskless = False
+        self.trouble: Trouble | None = None
+        self.waiter: asyncio.Task[Any] | None = None
+        self.listener: asyncio.Task[Any] | None = None
+        self._began: float | None = None
+        self._marks: dict[str, float] = {}
+
+    def begin(self, now: float) -> None:
+        """A way up begins, if none is under way."""
+        if self._began is None:
+            self._began, self._marks = now, {}
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a way up has begun."""
+        return self._began is not None
+
+    def mark(self, step: str, now: float) -> None:
+        """A step of the way up ended."""
+        if self._began is not None:
+            self._marks[step] = now - self._began
+
+    def seconds(self, step: str) -> float:
+        """Seconds from the beginning to the end of a step; 0 when it was not seen."""
+        return round(self._marks.get(step, 0.0), 4)
+
+    def timing(self) -> Timing:
+        """The way up in words for the status."""
+        return Timing(
+            path="cold" if self._began is not None else "",
+            **{step: self.seconds(step) for step in ("image", "disk", "process", "agent", "total")},
+        )
+
+    async def guest_wait(self) -> Exit:
+        """How the guest ended, now that it is known to be gone."""
+        assert self.guest is not None
+        return await self.guest.wait()
+
+    def forget_process(self) -> None:
+        """The process is gone and written down: the next start begins afresh."""
+        if self.listener is not None:
+            self.listener.cancel()
+        self.guest = self.exit = self.deadline = self._began = self.listener = self.waiter = None
+        self.answered, self.reason, self._marks = False, "", {}
+
+    def stop_waiting(self) -> None:
+        """Cancel what waits for the guest."""
+        for task in (self.waiter, self.listener):
+            if task is not None:
+                task.cancel()

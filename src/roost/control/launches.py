@@ -1,0 +1,80 @@
+"""From a machine and its image to a Launch and a first-boot set-up: all decisions that need no look at the world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from roost.errors import Invalid
+from roost.host.paths import Paths
+from roost.hypervisor.base import DirectBoot, Disk, Launch, Setup
+from roost.model.machine import Machine
+from roost.model.meta import Arch, Firmware
+from roost.storage.images import Manifest
+
+
+class Choice(NamedTuple):
+    """What was chosen for one start, with warnings for what the user may not expect."""
+
+    accelerator: Literal["kvm", "tcg"]
+    firmware: Firmware
+    warnings: tuple[str, ...]
+
+
+def firmware_of(machine: Machine, manifest: Manifest) -> Firmware:
+    """The firmware for this start: as asked, or the image's first. Raises Invalid when the image can not boot so."""
+    asked = machine.spec.firmware
+    if asked == "auto":
+        return manifest.firmwares[0]
+    if asked not in manifest.firmwares:
+        what = f'machine "{machine.name}" did not start'
+        can = ", ".join(manifest.firmwares)
+        raise Invalid(
+            what,
+            f'image "{machine.spec.image}" does not boot by firmware {asked!r}, only by {can}',
+            "choose one of them: --firmware",
+        )
+    return asked
+
+
+def launch_of(
+    machine: Machine, manifest: Manifest, paths: Paths, choice: Choice, seed: Path | None, host: Arch
+) -> Launch:
+    """Everything the hypervisor needs to start the machine."""
+    image, where, spec = paths.image(manifest.digest), paths.machine(machine.meta.uid), machine.spec
+    diskless = manifest.format == "none"
+    direct = None
+    if choice.firmware == "direct":
+        direct = DirectBoot(image.kernel, image.initramfs if manifest.initramfs else None, manifest.command_line)
+    return Launch(
+        uid=machine.meta.uid,
+        arch=arch_of(manifest, spec.arch or host),
+        cpus=spec.cpus,
+        memory=spec.memory,
+        accelerator=choice.accelerator,
+        firmware=choice.firmware,
+        files=where,
+        direct=direct,
+        disks=() if diskless else (Disk(where.disk, image.disk, serial="root"),),
+        seed=seed,
+        network=spec.network,
+        publish=spec.publish,
+        hostname=spec.hostname or machine.name,
+    )
+
+
+def arch_of(manifest: Manifest, otherwise: Arch) -> Arch:
+    """The image's architecture; an upload that did not say has the `otherwise`."""
+    return manifest.arch or otherwise
+
+
+def setup_of(machine: Machine) -> Setup:
+    """The first-boot set-up. The machine-id is the uid without dashes (machine-id(5): 32 hexadecimal digits)."""
+    spec = machine.spec
+    return Setup(
+        hostname=spec.hostname or machine.name,
+        machine_id=machine.meta.uid.replace("-", ""),
+        ssh_keys=spec.ssh_keys,
+        users=tuple((user.name, user.ssh_keys, user.sudo) for user in spec.users),
+        grow_root=spec.disk is not None,
+    )

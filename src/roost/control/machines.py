@@ -1,0 +1,504 @@
+"""The reconciler of machines: observe, plan one step, act, look again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+from roost.control.base import Retry
+from roost.control.events import Recorder
+from roost.control.held import Held
+from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of
+from roost.control.pictures import Pictures
+from roost.control.plan import Seen, Step, next_step
+from roost.control.records import Records
+from roost.errors import Conflict, Invalid, NotFound, RoostError, Unavailable
+from roost.host import failpoints, files
+from roost.host.clock import Clock
+from roost.host.paths import MachineFiles, Paths
+from roost.hypervisor.base import Exit, Guest, Hypervisor
+from roost.log import bind, get, spawn_task
+from roost.model.facts import HostFacts
+from roost.model.machine import Isolation, Machine, MachineStatus, Timing
+from roost.model.meta import Trouble
+from roost.model.node import Verdict
+from roost.storage.images import Manifest
+
+SETUP_SECONDS = 60.0
+"""Longest the first-boot set-up may take."""
+
+
+WAY_UP: frozenset[Step] = frozenset({"find-image", "await-image", "create-disk", "start", "resume"})
+"""Steps whose error ends the way up; every other step is tried again."""
+
+
+class Pool(Protocol):
+    """What the reconciler needs of the image pool."""
+
+    def find(self, digest: str) -> Manifest | None:
+        """The manifest of an image that is there."""
+        ...
+
+    async def create_disk(self, manifest: Manifest, target: Path, size: int | None) -> None:
+        """A new overlay `target` over the image."""
+        ...
+
+
+class World(NamedTuple):
+    """Everything the reconciler acts upon."""
+
+    hypervisor: Hypervisor
+    images: Pool
+    pictures: Pictures
+    paths: Paths
+    facts: HostFacts
+    clock: Clock
+    verdict: Callable[[], Awaitable[Verdict]]
+    memory_free: Callable[[], int]
+    seed: Callable[[Machine, MachineFiles], Awaitable[Path | None]]
+
+
+class Machines:
+    """Brings machines from what is to what is wanted. `wake` and `wake_after` are the loop's."""
+
+    def __init__(
+        self,
+        records: Records,
+        recorder: Recorder,
+        world: World,
+        wake: Callable[[str], None],
+        wake_after: Callable[[str, float], None],
+    ) -> None:
+        self._records = records
+        self._recorder = recorder
+        self._world = world
+        self._wake = wake
+        self._wake_after = wake_after
+        self._held: dict[str, Held] = {}
+        self._acts: dict[Step, Callable[[str, Machine, Held], Awaitable[None]]] = {
+            "find-image": self._find_image,
+            "await-image": self._await_image,
+            "create-disk": self._create_disk,
+            "start": self._start,
+            "resume": self._resume,
+            "pause": self._pause,
+            "configure": self._configure,
+            "press-power": self._press_power,
+            "await-end": self._await_end,
+            "kill": self._kill,
+            "settle-exit": self._settle_exit,
+            "show-stopped": self._show_stopped,
+            "show-running": self._show_power,
+            "show-paused": self._show_power,
+            "discard": self._discard,
+            "remove-files": self._remove_files,
+            "remove-object": self._remove_object,
+        }
+
+    async def reconcile(self, key: str) -> None:
+        """Observe, plan, act for the machine at `key`, until nothing differs. Raises Retry."""
+        while True:
+            try:
+                machine = await self._records.machine(key)
+            except NotFound:
+                return
+            with bind(machine=machine.name, project=machine.project):
+                held = self._held.setdefault(machine.meta.uid, Held(key))
+                held.key = key
+                step = next_step(machine, await self._observe(machine, held))
+                if step is None:
+                    return
+                if not await self._do(step, key, machine, held):
+                    return
+
+    async def guest(self, machine: Machine) -> Guest:
+        """The running guest of a machine. Raises Conflict when it does not run."""
+        held = self._held.get(machine.meta.uid)
+        if held is None or held.guest is None:
+            what = f'machine "{machine.name}" is not running'
+            raise Conflict(what, why=f"it is {machine.status.phase}", fix=f"roost start {machine.name}")
+        return held.guest
+
+    def record(self, machine: Machine) -> Path:
+        """The file that keeps the last of what the machine printed on its console; may not exist."""
+        return self._world.paths.machine(machine.meta.uid).console_log
+
+    def running(self) -> int:
+        """How many guests are held."""
+        return sum(held.guest is not None for held in self._held.values())
+
+    async def detach(self) -> None:
+        """Let go of every guest without touching it."""
+        for held in self._held.values():
+            held.stop_waiting()
+            if held.guest is not None:
+                await held.guest.detach()
+                held.guest = None
+
+    async def _do(self, step: Step, key: str, machine: Machine, held: Held) -> bool:
+        """Act; True to look again at once. A step that can not succeed as things are is written down as a failure."""
+        await failpoints.reach(f"machine-before-{step}")
+        try:
+            await self._acts[step](key, machine, held)
+        except Retry:
+            raise
+        except RoostError as error:
+            if step not in WAY_UP:
+                raise Retry(str(error)) from error
+            await self._fail(key, machine, held, error)
+        return step not in ("await-image", "await-end", "remove-object")
+
+    # ------------------------------------------------------------------ observe
+
+    async def _observe(self, machine: Machine, held: Held) -> Seen:
+        where = self._world.paths.machine(machine.meta.uid)
+        if held.guest is None and held.exit is None and not held.looked:
+            await self._adopt(machine, held)
+        image = await self._look_at_image(machine, held)
+        state = await held.guest.state() if held.guest is not None else None
+        if state == "gone":
+            held.exit = held.exit or await held.guest_wait()
+            held.guest, state = None, None
+        return Seen(
+            guest=state,
+            exit=held.exit,
+            image=image,
+            disk=held.diskless or where.disk.exists(),
+            pressed=held.deadline is not None,
+            overdue=held.deadline is not None and self._world.clock.now() >= held.deadline,
+            answered=held.answered,
+            files=where.keep.exists() or where.live.exists(),
+        )
+
+    async def _look_at_image(self, machine: Machine, held: Held) -> Literal["unknown", "building", "ready"]:
+        """A failed image counts as unknown at the beginning of a way up (it is tried again), and ends the way up later on."""
+        if held.guest is not None or machine.meta.deleting is not None or machine.spec.power == "stopped":
+            return "unknown"
+        if (
+            self._world.paths.machine(machine.meta.uid).disk.exists()
+            and self._world.images.find(machine.status.image) is not None
+        ):
+            held.digest = machine.status.image
+            return "ready"
+        picture = await self._world.pictures.look(machine)
+        held.digest, held.progress = picture.digest, picture.progress
+        if picture.state == "failed":
+            held.trouble = picture.trouble if held.under_way else None
+            return "building" if held.under_way else "unknown"
+        return picture.state
+
+    async def _adopt(self, machine: Machine, held: Held) -> None:
+        """After a restart of the daemon: take back what runs, or find out that it ended meanwhile."""
+        held.looked = True
+        guest = await self._world.hypervisor.adopt(self._world.paths.machine(machine.meta.uid), machine.meta.uid)
+        if guest is not None:
+            get(__name__).info("machine adopted", pid=guest.process.pid)
+            self._hold(held, guest)
+            held.answered = machine.status.configured and machine.status.agent != "none"
+            if not held.answered:
+                self._expect_agent(held, guest)
+            return
+        before = machine.status.process
+        if before is not None and before.boot == self._world.facts.boot:
+            held.exit = Exit("it ended while Roost was not there to see it", clean=machine.status.phase == "stopping")
+
+    def _hold(self, held: Held, guest: Guest) -> None:
+        held.guest, held.exit, held.looked = guest, None, True
+        guest.on_change = lambda: self._wake(held.key)
+        held.waiter = spawn_task(self._await_exit(held, guest), f"exit of {held.key}")
+
+    async def _await_exit(self, held: Held, guest: Guest) -> None:
+        ended = await guest.wait()
+        if held.guest is guest:
+            held.guest = None
+            held.exit = Exit(held.reason, clean=False) if held.reason else ended
+            held.reason = ""
+        self._wake(held.key)
+
+    def _expect_agent(self, held: Held, guest: Guest) -> None:
+        held.listener = spawn_task(self._await_agent(held, guest), f"agent of {held.key}")
+
+    async def _await_agent(self, held: Held, guest: Guest) -> None:
+        agent = await guest.agent()
+        if held.guest is guest:
+            held.answered, held.agent_kind = True, agent.kind
+            held.mark("agent", self._world.clock.now())
+            self._wake(held.key)
+
+    # ------------------------------------------------------------------ act: towards running
+
+    async def _find_image(self, key: str, machine: Machine, held: Held) -> None:
+        await self._world.pictures.request(machine, key)
+        held.begin(self._world.clock.now())
+        await self._show(key, phase="preparing", progress="preparing the image", error=None, exit="", timing=Timing())
+
+    async def _await_image(self, key: str, machine: Machine, held: Held) -> None:
+        held.begin(self._world.clock.now())
+        if held.trouble is not None:
+            trouble, held.trouble = held.trouble, None
+            raise Unavailable(f'machine "{machine.name}" did not start', trouble.why or trouble.what, trouble.fix)
+        self._world.pictures.expect(machine, key)
+        await self._show(key, phase="preparing", progress=held.progress or "preparing the image", error=None, exit="")
+
+    async def _create_disk(self, key: str, machine: Machine, held: Held) -> None:
+        held.begin(self._world.clock.now())
+        held.mark("image", self._world.clock.now())
+        manifest = self._manifest(machine, held)
+        where = self._world.paths.machine(machine.meta.uid)
+        where.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if manifest.format == "none":
+            held.diskless = True
+        else:
+            await self._world.images.create_disk(manifest, where.disk, machine.spec.disk)
+        if machine.status.image != manifest.digest:
+            await self._show(key, phase="preparing", image=manifest.digest, error=None)
+        held.mark("disk", self._world.clock.now())
+
+    async def _start(self, key: str, machine: Machine, held: Held) -> None:
+        held.begin(self._world.clock.now())
+        manifest = self._manifest(machine, held)
+        choice = await self._choose(machine, manifest)
+        where = self._world.paths.machine(machine.meta.uid)
+        self._check_host(machine)
+        seed = await self._world.seed(machine, where)
+        launch = launch_of(machine, manifest, self._world.paths, choice, seed, self._world.facts.arch)
+        where.live.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._show(
+            key, phase="starting", progress="starting", error=None, exit="", restarts=machine.spec.restarts
+        )
+        guest = await self._world.hypervisor.start(launch)
+        held.mark("process", self._world.clock.now())
+        await failpoints.reach("machine-started")
+        self._hold(held, guest)
+        held.answered = False
+        await self._show(
+            key,
+            process=guest.process,
+            pid=guest.process.pid,
+            accelerator=launch.accelerator,
+            firmware=launch.firmware,
+            isolation=guest.isolation,
+            addresses=guest.addresses,
+            image=manifest.digest,
+            agent="none",
+            progress="",
+            warnings=choice.warnings,
+        )
+
+    async def _choose(self, machine: Machine, manifest: Manifest) -> Choice:
+        """The accelerator and the firmware for this start, with a warning for what the user would not expect."""
+        firmware = firmware_of(machine, manifest)
+        wanted = machine.spec.accelerator
+        if arch_of(manifest, self._world.facts.arch) != self._world.facts.arch:
+            if wanted == "kvm":
+                what = f'machine "{machine.name}" did not start'
+                why = f"KVM runs only {self._world.facts.arch} guests here, not {manifest.arch}"
+                raise Invalid(what, why, "leave --accelerator out: it will be emulated")
+            return Choice("tcg", firmware, ())
+        if wanted == "tcg":
+            return Choice("tcg", firmware, ())
+        verdict = await self._world.verdict()
+        if verdict.accelerator == "kvm":
+            return Choice("kvm", firmware, ())
+        if wanted == "kvm":
+            raise Unavailable(
+                f'machine "{machine.name}" did not start',
+                f"KVM does not work on this host: {verdict.reason}",
+                "roost doctor",
+            )
+        return Choice("tcg", firmware, (f"emulated, so slow: {verdict.reason}",))
+
+    def _check_host(self, machine: Machine) -> None:
+        """Refuse what the host can not carry, before anything starts. Raises Unavailable."""
+        facts, what = self._world.facts, f'machine "{machine.name}" did not start'
+        if machine.spec.cpus > facts.cpus * 8:
+            raise Unavailable(
+                what,
+                f"it wants {machine.spec.cpus} cpus and the host has {facts.cpus} (at most 8 times that)",
+                "give it fewer: --cpus",
+            )
+        free = self._world.memory_free()
+        if machine.spec.memory > free:
+            mebi = 1 << 20
+            why = f"it wants {machine.spec.memory // mebi} MiB of memory and the host has {free // mebi} MiB free"
+            raise Unavailable(what, why, "stop another machine, or give it less: --memory")
+
+    def _manifest(self, machine: Machine, held: Held) -> Manifest:
+        digest = machine.status.image if self._world.paths.machine(machine.meta.uid).disk.exists() else held.digest
+        manifest = self._world.images.find(digest or held.digest)
+        if manifest is None:
+            what = f'machine "{machine.name}" did not start'
+            raise Unavailable(
+                what, f"the image {digest or machine.spec.image} it stands on is gone", "roost image list"
+            )
+        return manifest
+
+    async def _resume(self, key: str, machine: Machine, held: Held) -> None:
+        guest = self._guest(held)
+        await guest.resume()
+        await failpoints.reach("machine-resumed")
+        if held.listener is None and not held.answered:
+            self._expect_agent(held, guest)
+        if machine.status.phase == "paused":
+            await self._recorder.record(machine, "Resumed", "the machine goes on")
+        elif machine.status.phase != "stopping":
+            await self._recorder.record(
+                machine, "Started", f"the machine runs as pid {guest.process.pid} ({machine.status.accelerator})"
+            )
+        if machine.spec.power == "running":
+            await self._show_power(key, machine, held)
+
+    async def _pause(self, key: str, machine: Machine, held: Held) -> None:
+        await self._guest(held).pause()
+        await self._recorder.record(machine, "Paused", "the machine is paused")
+        await self._show_power(key, machine, held)
+
+    async def _configure(self, key: str, machine: Machine, held: Held) -> None:
+        """First-boot set-up by the agent; on later starts only the moment of the first answer is written down."""
+        guest = self._guest(held)
+        agent = await guest.agent()
+        warnings = machine.status.warnings
+        if agent.kind == "roost":
+            try:
+                async with asyncio.timeout(SETUP_SECONDS):
+                    await agent.setup(setup_of(machine))
+            except (RoostError, TimeoutError) as error:
+                # The machine runs and answers; that its name or keys could not be set is no reason to end it.
+                warnings = (*warnings, f"first-boot set-up failed: {error}")
+        held.mark("total", self._world.clock.now())
+        await self._show(key, configured=True, agent=agent.kind, timing=held.timing(), progress="", warnings=warnings)
+        await self._recorder.record(machine, "Ready", f"the machine answered after {held.seconds('agent'):.1f} s")
+
+    async def _show_power(self, key: str, machine: Machine, held: Held) -> None:
+        phase = "paused" if machine.spec.power == "paused" else "running"
+        await self._show(key, phase=phase, generation=machine.meta.generation, progress="", error=None)
+
+    # ------------------------------------------------------------------ act: towards stopped and gone
+
+    async def _press_power(self, key: str, machine: Machine, held: Held) -> None:
+        held.deadline = self._world.clock.now() + machine.spec.stop_grace
+        await self._show(key, phase="stopping", progress="waiting for the guest to shut down")
+        if machine.spec.stop_grace > 0:
+            await self._guest(held).press_power()
+            self._wake_after(key, machine.spec.stop_grace)
+
+    async def _await_end(self, key: str, machine: Machine, held: Held) -> None:
+        """A shorter grace given meanwhile (`stop --force`) counts from now."""
+        if held.deadline is not None:
+            limit = self._world.clock.now() + machine.spec.stop_grace
+            held.deadline = min(held.deadline, limit)
+            self._wake_after(key, max(0.0, held.deadline - self._world.clock.now()))
+
+    async def _kill(self, key: str, machine: Machine, held: Held) -> None:
+        guest = self._guest(held)
+        state = await guest.state()
+        if state == "panicked":
+            held.reason = "the guest's kernel panicked (see `roost logs`)"
+        elif state == "internal-error":
+            held.reason = "the accelerator gave up on the guest (KVM internal error; try --accelerator tcg)"
+        await guest.kill()
+        if held.waiter is not None:
+            await asyncio.wait([held.waiter])
+
+    async def _settle_exit(self, key: str, machine: Machine, held: Held) -> None:
+        """Write down how the process ended. Whoever ends unasked wishes to be stopped: a guest is master of its own power switch."""
+        ended = held.exit or Exit("unknown", clean=False)
+        asked = (
+            machine.status.phase == "stopping"
+            or machine.spec.power == "stopped"
+            or machine.spec.restarts != machine.status.restarts
+        )
+        phase = "stopped" if asked or ended.clean else "crashed"
+        status = msgspec.structs.replace(
+            machine.status,
+            phase=phase,
+            process=None,
+            pid=None,
+            agent="none",
+            addresses=(),
+            isolation=Isolation(),
+            exit=ended.reason,
+            restarts=machine.spec.restarts,
+            progress="",
+            error=None
+            if phase == "stopped"
+            else Trouble(what=f'machine "{machine.name}" ended', why=ended.reason, fix=f"roost start {machine.name}"),
+        )
+        await self._records.update(key, lambda now: self._ended(now, status, asked))
+        held.forget_process()
+        await self._recorder.record(
+            machine,
+            "Stopped" if phase == "stopped" else "Crashed",
+            ended.reason,
+            level="info" if phase == "stopped" else "error",
+        )
+
+    @staticmethod
+    def _ended(machine: Machine, status: MachineStatus, asked: bool) -> Machine:
+        if not asked and machine.spec.power != "stopped":
+            spec = msgspec.structs.replace(machine.spec, power="stopped")
+            meta = msgspec.structs.replace(machine.meta, generation=machine.meta.generation + 1)
+            machine = msgspec.structs.replace(machine, spec=spec, meta=meta)
+        generation = machine.meta.generation if machine.spec.power == "stopped" else machine.status.generation
+        return msgspec.structs.replace(machine, status=msgspec.structs.replace(status, generation=generation))
+
+    async def _show_stopped(self, key: str, machine: Machine, held: Held) -> None:
+        kept = machine.status.phase if machine.status.phase in ("crashed", "failed") else "stopped"
+        await self._show(
+            key, phase=kept, generation=machine.meta.generation, restarts=machine.spec.restarts, progress=""
+        )
+
+    async def _discard(self, key: str, machine: Machine, held: Held) -> None:
+        """An ephemeral machine is deleted when it has stopped."""
+        await self._records.delete(key)
+
+    async def _remove_files(self, key: str, machine: Machine, held: Held) -> None:
+        where = self._world.paths.machine(machine.meta.uid)
+        for directory in (where.live, where.keep):
+            await asyncio.to_thread(files.remove_tree, directory)
+
+    async def _remove_object(self, key: str, machine: Machine, held: Held) -> None:
+        held.stop_waiting()
+        self._held.pop(machine.meta.uid, None)
+        await self._records.remove(key, machine.meta.revision)
+        await self._recorder.record(machine, "Deleted", "the machine and all its files are gone")
+
+    # ------------------------------------------------------------------ shared
+
+    async def _fail(self, key: str, machine: Machine, held: Held, error: RoostError) -> None:
+        """A start that can not succeed stops here: the wish becomes "stopped", the reason is kept, nothing is left running."""
+        if held.guest is not None:
+            held.reason = error.why or error.what
+            await held.guest.kill()
+            if held.waiter is not None:
+                await asyncio.wait([held.waiter])
+        held.forget_process()
+        own = error.what if machine.name in error.what else f'machine "{machine.name}" did not start'
+        trouble = Trouble(what=own, why=error.why or error.what, fix=error.fix)
+        status = msgspec.structs.replace(
+            machine.status,
+            phase="failed",
+            error=trouble,
+            progress="",
+            process=None,
+            pid=None,
+            restarts=machine.spec.restarts,
+        )
+        await self._records.update(key, lambda now: self._ended(now, status, asked=False))
+        await self._recorder.record(machine, "Failed", f"{trouble.what}: {trouble.why}", level="error")
+
+    async def _show(self, key: str, **changes: object) -> None:
+        def change(machine: Machine) -> Machine:
+            return msgspec.structs.replace(machine, status=msgspec.structs.replace(machine.status, **changes))
+
+        await self._records.update(key, change)
+
+    @staticmethod
+    def _guest(held: Held) -> Guest:
+        if held.guest is None:
+            raise Retry("the process ended meanwhile", after=0)
+        return held.guest

@@ -1,0 +1,120 @@
+"""What to do next for a machine: a pure function from its wish and what was seen to one step."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from roost.hypervisor.base import Exit, RunState
+from roost.model.machine import Machine
+
+Step = Literal[
+    "find-image",
+    "await-image",
+    "create-disk",
+    "start",
+    "resume",
+    "pause",
+    "configure",
+    "press-power",
+    "await-end",
+    "kill",
+    "settle-exit",
+    "show-stopped",
+    "show-running",
+    "show-paused",
+    "discard",
+    "remove-files",
+    "remove-object",
+]
+"""Each step either changes the world or writes the status; after it the machine is looked at again."""
+
+ALIVE: frozenset[RunState] = frozenset({"prelaunch", "running", "paused"})
+"""States in which a guest can still act on its power button."""
+
+
+class Seen(NamedTuple):
+    """A machine as it is. `guest` None: no process. `exit`: how the last process ended, not yet written down.
+
+    `image` is the state of the image object; `pressed` and `overdue` say whether the power button was pressed and its
+    grace is over; `answered` that an agent spoke since the process began; `files` that something of it is on disk.
+    """
+
+    guest: RunState | None = None
+    exit: Exit | None = None
+    image: Literal["unknown", "building", "ready"] = "unknown"
+    disk: bool = False
+    pressed: bool = False
+    overdue: bool = False
+    answered: bool = False
+    files: bool = False
+
+
+def next_step(machine: Machine, seen: Seen) -> Step | None:
+    """The one thing to do now, or None when the machine is as wanted (or waits for something that will wake it)."""
+    if machine.meta.deleting is not None:
+        return _towards_nothing(seen)
+    if seen.exit is not None:
+        return "settle-exit"
+    if machine.spec.power == "stopped":
+        return _towards_stopped(machine, seen)
+    # A power button once pressed can not be taken back: a start that comes meanwhile waits for the end.
+    ending = machine.spec.restarts != machine.status.restarts or machine.status.phase == "stopping"
+    if seen.guest is not None and ending:
+        return _end(seen)
+    if seen.guest is None:
+        return _towards_process(seen)
+    return _towards_power(machine, seen)
+
+
+def _towards_nothing(seen: Seen) -> Step:
+    if seen.guest is not None:
+        return "kill"
+    return "remove-files" if seen.files else "remove-object"
+
+
+def _towards_stopped(machine: Machine, seen: Seen) -> Step | None:
+    if seen.guest is not None:
+        return _end(seen)
+    if machine.spec.ephemeral and machine.status.phase != "pending":
+        return "discard"
+    settled = (
+        machine.status.phase in ("stopped", "crashed", "failed")
+        and machine.status.generation == machine.meta.generation
+    )
+    return None if settled else "show-stopped"
+
+
+def _end(seen: Seen) -> Step | None:
+    """Towards the end of the process: ask, wait for the grace, force. A guest that can not hear is forced at once."""
+    if seen.guest not in ALIVE or seen.guest == "prelaunch" or seen.overdue:
+        return "kill"
+    if seen.pressed:
+        return "await-end"
+    return "resume" if seen.guest == "paused" else "press-power"
+
+
+def _towards_process(seen: Seen) -> Step:
+    if seen.image == "unknown":
+        return "find-image"
+    if seen.image == "building":
+        return "await-image"
+    return "start" if seen.disk else "create-disk"
+
+
+def _towards_power(machine: Machine, seen: Seen) -> Step | None:
+    if machine.spec.power == "paused" and seen.guest in ("running", "prelaunch"):
+        return "pause" if seen.guest == "running" else "show-paused" if machine.status.phase != "paused" else None
+    if machine.spec.power == "running" and seen.guest in ("paused", "prelaunch"):
+        return "resume"
+    if seen.guest in ("panicked", "internal-error", "shutdown"):
+        return "kill"
+    if seen.answered and not machine.status.configured and machine.spec.power == "running":
+        return "configure"
+    return _towards_shown(machine)
+
+
+def _towards_shown(machine: Machine) -> Step | None:
+    shown = machine.status.phase == machine.spec.power and machine.status.generation == machine.meta.generation
+    if shown:
+        return None
+    return "show-running" if machine.spec.power == "running" else "show-paused"

@@ -1,0 +1,178 @@
+"""A hypervisor without guests: machines that run, answer and die as told, for tests of everything above it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
+
+from roost.errors import Conflict, NotStarted, RoostError
+from roost.host.paths import MachineFiles
+from roost.hypervisor.base import Agent, Chunk, Command, Console, Exit, Guest, Launch, RunState, Session, Setup
+from roost.model.machine import Isolation, Process
+
+
+class FakeSession:
+    """Echoes its argv, then its input, and ends with 0 (or with the number that follows "exit")."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+        self._input: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=16)
+        self.signals: list[int] = []
+        self.closed = False
+
+    async def output(self) -> AsyncIterator[Chunk]:
+        argv = [part if isinstance(part, str) else part.decode() for part in self._command.argv]
+        if argv[0] == "exit":
+            yield Chunk("exit", code=int(argv[1]))
+            return
+        yield Chunk("stdout", " ".join(argv[1:] if argv[0] == "echo" else argv).encode() + b"\n")
+        while self._command.stdin and (data := await self._input.get()) is not None:
+            yield Chunk("stdout", data)
+        yield Chunk("exit", code=0)
+
+    async def write(self, data: bytes) -> None:
+        await self._input.put(data)
+
+    async def end_input(self) -> None:
+        await self._input.put(None)
+
+    async def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        return None
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeAgent:
+    """Answers at once."""
+
+    kind: Literal["roost", "qemu-ga", "ssh"] = "roost"
+
+    def __init__(self) -> None:
+        self.setups: list[Setup] = []
+        self.archives: dict[str, bytes] = {}
+
+    async def ping(self, timeout: float) -> None:
+        return None
+
+    async def execute(self, command: Command) -> Session:
+        if not command.argv or command.argv[0] == "missing":
+            raise NotStarted("command did not start", "no such file", "check the name")
+        return FakeSession(command)
+
+    async def setup(self, setup: Setup) -> None:
+        self.setups.append(setup)
+
+    async def send_archive(self, path: str, stream: AsyncIterator[bytes]) -> None:
+        self.archives[path] = b"".join([part async for part in stream])
+
+    async def receive_archive(self, path: str) -> AsyncIterator[bytes]:
+        yield self.archives.get(path, b"")
+
+    async def close(self) -> None:
+        return None
+
+
+class FakeConsole:
+    """Remembers what was typed and shows it."""
+
+    def __init__(self) -> None:
+        self._printed = b"fake guest\n"
+
+    def history(self) -> bytes:
+        return self._printed
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        yield self._printed
+
+    async def write(self, data: bytes) -> None:
+        self._printed += data
+
+
+class FakeGuest:
+    """A guest that obeys. `hears_power` False: it ignores its power button."""
+
+    def __init__(self, launch: Launch, process: Process, *, hears_power: bool) -> None:
+        self.launch = launch
+        self.process = process
+        self.isolation = Isolation(boundary="none", note="a fake")
+        self.addresses: tuple[str, ...] = ("10.0.0.2",)
+        self.fake_console = FakeConsole()
+        self.console: Console = self.fake_console
+        self.on_change: Callable[[], None] = lambda: None
+        self.hears_power = hears_power
+        self.answering = FakeAgent()
+        self.silent = False
+        self._state: RunState = "prelaunch"
+        self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    def become(self, state: RunState) -> None:
+        """The guest changes its state by itself (a panic, ...)."""
+        self._state = state
+        self.on_change()
+
+    def end(self, reason: str, *, clean: bool) -> None:
+        """The process ends."""
+        self._state = "gone"
+        if not self._ended.done():
+            self._ended.set_result(Exit(reason, clean))
+
+    async def state(self) -> RunState:
+        return self._state
+
+    async def resume(self) -> None:
+        self.become("running")
+
+    async def pause(self) -> None:
+        self.become("paused")
+
+    async def reset(self) -> None:
+        return None
+
+    async def press_power(self) -> None:
+        if self.hears_power:
+            self.end("the guest shut down", clean=True)
+
+    async def kill(self) -> None:
+        self.end("killed", clean=False)
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._ended)
+
+    async def agent(self) -> Agent:
+        if self.silent:
+            await asyncio.Event().wait()
+        return self.answering
+
+    async def detach(self) -> None:
+        return None
+
+
+class FakeHypervisor:
+    """Starts fake guests. `guests` outlive a "restart" of the control plane as real processes do: hand the same fake to the next."""
+
+    def __init__(self, *, hears_power: bool = True) -> None:
+        self.guests: dict[str, FakeGuest] = {}
+        self.launches: list[Launch] = []
+        self.hears_power = hears_power
+        self.refuse: RoostError | None = None
+
+    async def start(self, launch: Launch) -> Guest:
+        if self.refuse is not None:
+            raise self.refuse
+        current = self.guests.get(launch.uid)
+        if current is not None and await current.state() != "gone":
+            raise Conflict(f"machine {launch.uid} runs already")
+        self.launches.append(launch)
+        process = Process(pid=100_000 + len(self.launches), start=1, uid=300_000, boot="fake")
+        guest = FakeGuest(launch, process, hears_power=self.hears_power)
+        self.guests[launch.uid] = guest
+        return guest
+
+    async def adopt(self, files: MachineFiles, uid: str) -> Guest | None:
+        guest = self.guests.get(uid)
+        return guest if guest is not None and await guest.state() != "gone" else None
