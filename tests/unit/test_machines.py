@@ -23,7 +23,7 @@ from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import GiB, Meta, MiB, Trouble
 from roost.model.node import Verdict
-from roost.storage.images import Manifest
+from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from roost.testing.hypervisor import FakeHypervisor

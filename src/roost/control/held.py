@@ -20,7 +20,7 @@ class Held:
         self.looked = False
         self.answered = False
         self.agent_kind: Literal["roost", "qemu-ga", "ssh"] | None = None
-        self.deadline: float | None = None
+        self.pressed: float | None = None
         self.reason = ""
         self.digest = ""
         self.progress = ""
@@ -66,7 +66,7 @@ class Held:
         """The process is gone and written down: the next start begins afresh."""
         if self.listener is not None:
             self.listener.cancel()
-        self.guest = self.exit = self.deadline = self._began = self.listener = self.waiter = None
+        self.guest = self.exit = self.pressed = self._began = self.listener = self.waiter = None
         self.answered, self.reason, self._marks = False, "", {}
 
     def stop_waiting(self) -> None:

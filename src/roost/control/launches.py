@@ -10,7 +10,7 @@ from roost.host.paths import Paths
 from roost.hypervisor.base import DirectBoot, Disk, Launch, Setup
 from roost.model.machine import Machine
 from roost.model.meta import Arch, Firmware
-from roost.storage.images import Manifest
+from roost.storage.manifest import Manifest
 
 
 class Choice(NamedTuple):

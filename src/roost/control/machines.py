@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from roost.control.base import Retry
+from roost.control.endings import ended, failed, was_asked
 from roost.control.events import Recorder
 from roost.control.held import Held
 from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of
@@ -23,10 +24,9 @@ from roost.host.paths import MachineFiles, Paths
 from roost.hypervisor.base import Exit, Guest, Hypervisor
 from roost.log import bind, get, spawn_task
 from roost.model.facts import HostFacts
-from roost.model.machine import Isolation, Machine, MachineStatus, Timing
-from roost.model.meta import Trouble
+from roost.model.machine import Machine, Timing
 from roost.model.node import Verdict
-from roost.storage.images import Manifest
+from roost.storage.manifest import Manifest
 
 SETUP_SECONDS = 60.0
 """Longest the first-boot set-up may take."""
@@ -168,8 +168,8 @@ class Machines:
             exit=held.exit,
             image=image,
             disk=held.diskless or where.disk.exists(),
-            pressed=held.deadline is not None,
-            overdue=held.deadline is not None and self._world.clock.now() >= held.deadline,
+            pressed=held.pressed is not None,
+            overdue=self._grace_left(machine, held) <= 0,
             answered=held.answered,
             files=where.keep.exists() or where.live.exists(),
         )
@@ -380,18 +380,19 @@ class Machines:
     # ------------------------------------------------------------------ act: towards stopped and gone
 
     async def _press_power(self, key: str, machine: Machine, held: Held) -> None:
-        held.deadline = self._world.clock.now() + machine.spec.stop_grace
+        held.pressed = self._world.clock.now()
         await self._show(key, phase="stopping", progress="waiting for the guest to shut down")
         if machine.spec.stop_grace > 0:
             await self._guest(held).press_power()
-            self._wake_after(key, machine.spec.stop_grace)
 
     async def _await_end(self, key: str, machine: Machine, held: Held) -> None:
-        """A shorter grace given meanwhile (`stop --force`) counts from now."""
-        if held.deadline is not None:
-            limit = self._world.clock.now() + machine.spec.stop_grace
-            held.deadline = min(held.deadline, limit)
-            self._wake_after(key, max(0.0, held.deadline - self._world.clock.now()))
+        self._wake_after(key, self._grace_left(machine, held))
+
+    def _grace_left(self, machine: Machine, held: Held) -> float:
+        """Seconds until the guest is forced; a shorter grace given meanwhile (`stop --force`) counts at once."""
+        if held.pressed is None:
+            return machine.spec.stop_grace
+        return held.pressed + machine.spec.stop_grace - self._world.clock.now()
 
     async def _kill(self, key: str, machine: Machine, held: Held) -> None:
         guest = self._guest(held)
@@ -405,46 +406,14 @@ class Machines:
             await asyncio.wait([held.waiter])
 
     async def _settle_exit(self, key: str, machine: Machine, held: Held) -> None:
-        """Write down how the process ended. Whoever ends unasked wishes to be stopped: a guest is master of its own power switch."""
-        ended = held.exit or Exit("unknown", clean=False)
-        asked = (
-            machine.status.phase == "stopping"
-            or machine.spec.power == "stopped"
-            or machine.spec.restarts != machine.status.restarts
-        )
-        phase = "stopped" if asked or ended.clean else "crashed"
-        status = msgspec.structs.replace(
-            machine.status,
-            phase=phase,
-            process=None,
-            pid=None,
-            agent="none",
-            addresses=(),
-            isolation=Isolation(),
-            exit=ended.reason,
-            restarts=machine.spec.restarts,
-            progress="",
-            error=None
-            if phase == "stopped"
-            else Trouble(what=f'machine "{machine.name}" ended', why=ended.reason, fix=f"roost start {machine.name}"),
-        )
-        await self._records.update(key, lambda now: self._ended(now, status, asked))
+        exit = held.exit or Exit("unknown", clean=False)
+        asked = was_asked(machine)
+        after = await self._records.update(key, lambda now: ended(now, exit, asked=asked))
         held.forget_process()
+        calm = after.status.phase == "stopped"
         await self._recorder.record(
-            machine,
-            "Stopped" if phase == "stopped" else "Crashed",
-            ended.reason,
-            level="info" if phase == "stopped" else "error",
+            machine, "Stopped" if calm else "Crashed", exit.reason, level="info" if calm else "error"
         )
-
-    @staticmethod
-    def _ended(machine: Machine, status: MachineStatus, asked: bool) -> Machine:
-        if not asked and machine.spec.power != "stopped":
-            spec = msgspec.structs.replace(machine.spec, power="stopped")
-            meta = msgspec.structs.replace(machine.meta, generation=machine.meta.generation + 1)
-            machine = msgspec.structs.replace(machine, spec=spec, meta=meta)
-        generation = machine.meta.generation if machine.spec.power == "stopped" else machine.status.generation
-        return msgspec.structs.replace(machine, status=msgspec.structs.replace(status, generation=generation))
 
     async def _show_stopped(self, key: str, machine: Machine, held: Held) -> None:
         kept = machine.status.phase if machine.status.phase in ("crashed", "failed") else "stopped"
@@ -470,25 +439,16 @@ class Machines:
     # ------------------------------------------------------------------ shared
 
     async def _fail(self, key: str, machine: Machine, held: Held, error: RoostError) -> None:
-        """A start that can not succeed stops here: the wish becomes "stopped", the reason is kept, nothing is left running."""
+        """A start that can not succeed stops here, and nothing is left running."""
         if held.guest is not None:
             held.reason = error.why or error.what
             await held.guest.kill()
             if held.waiter is not None:
                 await asyncio.wait([held.waiter])
         held.forget_process()
-        own = error.what if machine.name in error.what else f'machine "{machine.name}" did not start'
-        trouble = Trouble(what=own, why=error.why or error.what, fix=error.fix)
-        status = msgspec.structs.replace(
-            machine.status,
-            phase="failed",
-            error=trouble,
-            progress="",
-            process=None,
-            pid=None,
-            restarts=machine.spec.restarts,
-        )
-        await self._records.update(key, lambda now: self._ended(now, status, asked=False))
+        after = await self._records.update(key, lambda now: failed(now, error))
+        trouble = after.status.error
+        assert trouble is not None
         await self._recorder.record(machine, "Failed", f"{trouble.what}: {trouble.why}", level="error")
 
     async def _show(self, key: str, **changes: object) -> None:
