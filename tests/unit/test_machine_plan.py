@@ -36,14 +36,10 @@ CASES = {
     "starts when the disk is there": (machine(), Seen(image="ready", disk=True), "start"),
     "is let run after the start": (machine(phase="starting"), Seen(guest="prelaunch"), "resume"),
     "is shown as running": (machine(phase="starting"), Seen(guest="running"), "show-running"),
-    "is configured when its agent answers": (
-        machine(phase="running"),
-        Seen(guest="running", answered=True),
-        "configure",
-    ),
+    "is greeted when its agent answers": (machine(phase="running"), Seen(guest="running", agent="roost"), "greet"),
     "is left alone when all is well": (
-        machine(phase="running", configured=True),
-        Seen(guest="running", answered=True),
+        machine(phase="running", agent="roost"),
+        Seen(guest="running", agent="roost"),
         None,
     ),
     "is left alone while its agent is silent": (machine(phase="running"), Seen(guest="running"), None),

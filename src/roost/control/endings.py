@@ -36,7 +36,7 @@ def failed(machine: Machine, error: RoostError) -> Machine:
     told = f'machine "{machine.name}"' in error.what
     what = error.what if told else f'machine "{machine.name}" did not start'
     why = error.why if told and error.why else f"{error.what}: {error.why}" if error.why else error.what
-    trouble = Trouble(what=what, why=why, fix=error.fix)
+    trouble = Trouble(what=what, why=why, fix=error.fix, code=error.code)
     status = msgspec.structs.replace(_without_process(machine), phase="failed", error=trouble)
     return _resting(machine, status, asked=False)
 

@@ -18,8 +18,7 @@ class Held:
         self.guest: Guest | None = None
         self.exit: Exit | None = None
         self.looked = False
-        self.answered = False
-        self.agent_kind: Literal["roost", "qemu-ga", "ssh"] | None = None
+        self.agent: Literal["roost", "qemu-ga", "ssh", "absent"] | None = None
         self.pressed: float | None = None
         self.reason = ""
         self.digest = ""
@@ -67,7 +66,7 @@ class Held:
         if self.listener is not None:
             self.listener.cancel()
         self.guest = self.exit = self.pressed = self._began = self.listener = self.waiter = None
-        self.answered, self.reason, self._marks = False, "", {}
+        self.agent, self.reason, self._marks = None, "", {}
 
     def stop_waiting(self) -> None:
         """Cancel what waits for the guest."""

@@ -21,12 +21,15 @@ from roost.errors import Conflict, Invalid, NotFound, RoostError, Unavailable
 from roost.host import failpoints, files
 from roost.host.clock import Clock
 from roost.host.paths import MachineFiles, Paths
-from roost.hypervisor.base import Exit, Guest, Hypervisor
+from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor
 from roost.log import bind, get, spawn_task
 from roost.model.facts import HostFacts
 from roost.model.machine import Machine, Timing
 from roost.model.node import Verdict
 from roost.storage.manifest import Manifest
+
+AGENT_SECONDS = 300.0
+"""Longest a start waits for an answer from inside; Debian's own cloud images take some 100 s under emulation."""
 
 SETUP_SECONDS = 60.0
 """Longest the first-boot set-up may take."""
@@ -86,7 +89,7 @@ class Machines:
             "start": self._start,
             "resume": self._resume,
             "pause": self._pause,
-            "configure": self._configure,
+            "greet": self._greet,
             "press-power": self._press_power,
             "await-end": self._await_end,
             "kill": self._kill,
@@ -141,7 +144,7 @@ class Machines:
 
     async def _do(self, step: Step, key: str, machine: Machine, held: Held) -> bool:
         """Act; True to look again at once. A step that can not succeed as things are is written down as a failure."""
-        await failpoints.reach(f"machine-before-{step}")
+        await failpoints.reach(f"machine.{step}")
         try:
             await self._acts[step](key, machine, held)
         except Retry:
@@ -170,7 +173,7 @@ class Machines:
             disk=held.diskless or where.disk.exists(),
             pressed=held.pressed is not None,
             overdue=self._grace_left(machine, held) <= 0,
-            answered=held.answered,
+            agent=held.agent,
             files=where.keep.exists() or where.live.exists(),
         )
 
@@ -178,11 +181,11 @@ class Machines:
         """A failed image counts as unknown at the beginning of a way up (it is tried again), and ends the way up later on."""
         if held.guest is not None or machine.meta.deleting is not None or machine.spec.power == "stopped":
             return "unknown"
-        if (
-            self._world.paths.machine(machine.meta.uid).disk.exists()
-            and self._world.images.find(machine.status.image) is not None
+        manifest = self._world.images.find(machine.status.image) if machine.status.image else None
+        if manifest is not None and (
+            manifest.format == "none" or self._world.paths.machine(machine.meta.uid).disk.exists()
         ):
-            held.digest = machine.status.image
+            held.digest = manifest.digest
             return "ready"
         picture = await self._world.pictures.look(machine)
         held.digest, held.progress = picture.digest, picture.progress
@@ -198,8 +201,9 @@ class Machines:
         if guest is not None:
             get(__name__).info("machine adopted", pid=guest.process.pid)
             self._hold(held, guest)
-            held.answered = machine.status.configured and machine.status.agent != "none"
-            if not held.answered:
+            if machine.status.agent != "none":
+                held.agent = machine.status.agent
+            if held.agent in (None, "absent"):
                 self._expect_agent(held, guest)
             return
         before = machine.status.process
@@ -223,9 +227,19 @@ class Machines:
         held.listener = spawn_task(self._await_agent(held, guest), f"agent of {held.key}")
 
     async def _await_agent(self, held: Held, guest: Guest) -> None:
-        agent = await guest.agent()
+        """The first answer wins; an image that brings no agent is not waited for without end, but an answer is never too late."""
+        asking = spawn_task(guest.agent(), f"first answer of {held.key}")
+        try:
+            _, late = await asyncio.wait([asking], timeout=AGENT_SECONDS)
+            if late:
+                self._answered(held, guest, "absent")
+            self._answered(held, guest, (await asking).kind)
+        finally:
+            asking.cancel()
+
+    def _answered(self, held: Held, guest: Guest, kind: Literal["roost", "qemu-ga", "ssh", "absent"]) -> None:
         if held.guest is guest:
-            held.answered, held.agent_kind = True, agent.kind
+            held.agent = kind
             held.mark("agent", self._world.clock.now())
             self._wake(held.key)
 
@@ -272,9 +286,9 @@ class Machines:
         )
         guest = await self._world.hypervisor.start(launch)
         held.mark("process", self._world.clock.now())
-        await failpoints.reach("machine-started")
+        await failpoints.reach("machine.started")
         self._hold(held, guest)
-        held.answered = False
+        held.agent = None
         await self._show(
             key,
             process=guest.process,
@@ -340,8 +354,8 @@ class Machines:
     async def _resume(self, key: str, machine: Machine, held: Held) -> None:
         guest = self._guest(held)
         await guest.resume()
-        await failpoints.reach("machine-resumed")
-        if held.listener is None and not held.answered:
+        await failpoints.reach("machine.resumed")
+        if held.listener is None and held.agent is None:
             self._expect_agent(held, guest)
         if machine.status.phase == "paused":
             await self._recorder.record(machine, "Resumed", "the machine goes on")
@@ -357,20 +371,18 @@ class Machines:
         await self._recorder.record(machine, "Paused", "the machine is paused")
         await self._show_power(key, machine, held)
 
-    async def _configure(self, key: str, machine: Machine, held: Held) -> None:
-        """First-boot set-up by the agent; on later starts only the moment of the first answer is written down."""
-        guest = self._guest(held)
-        agent = await guest.agent()
-        warnings = machine.status.warnings
-        if agent.kind == "roost":
-            try:
-                async with asyncio.timeout(SETUP_SECONDS):
-                    await agent.setup(setup_of(machine))
-            except (RoostError, TimeoutError) as error:
-                # The machine runs and answers; that its name or keys could not be set is no reason to end it.
-                warnings = (*warnings, f"first-boot set-up failed: {error}")
+    async def _greet(self, key: str, machine: Machine, held: Held) -> None:
+        """The guest answers: set it up at its first boot, and write down who answered and how long it took."""
+        guest, kind, warnings = self._guest(held), held.agent, machine.status.warnings
+        if kind == "absent":
+            warnings = (
+                *warnings,
+                f'image "{machine.spec.image}" gave no answer within {AGENT_SECONDS:.0f} s: see roost console',
+            )
+        elif kind == "roost" and not machine.status.configured:
+            warnings = (*warnings, *await _set_up(await guest.agent(), machine))
         held.mark("total", self._world.clock.now())
-        await self._show(key, configured=True, agent=agent.kind, timing=held.timing(), progress="", warnings=warnings)
+        await self._show(key, configured=True, agent=kind, timing=held.timing(), progress="", warnings=warnings)
         await self._recorder.record(machine, "Ready", f"the machine answered after {held.seconds('agent'):.1f} s")
 
     async def _show_power(self, key: str, machine: Machine, held: Held) -> None:
@@ -462,3 +474,13 @@ class Machines:
         if held.guest is None:
             raise Retry("the process ended meanwhile", after=0)
         return held.guest
+
+
+async def _set_up(agent: Agent, machine: Machine) -> tuple[str, ...]:
+    """First-boot set-up; returns what went wrong. The machine runs and answers: that its name could not be set is no reason to end it."""
+    try:
+        async with asyncio.timeout(SETUP_SECONDS):
+            await agent.setup(setup_of(machine))
+    except (RoostError, TimeoutError) as error:
+        return (f"first-boot set-up failed: {error}",)
+    return ()

@@ -14,7 +14,7 @@ Step = Literal[
     "start",
     "resume",
     "pause",
-    "configure",
+    "greet",
     "press-power",
     "await-end",
     "kill",
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     """A machine as it is. `guest` None: no process. `exit`: how the last process ended, not yet written down.
 
     `image` is the state of the image object; `pressed` and `overdue` say whether the power button was pressed and its
-    grace is over; `answered` that an agent spoke since the process began; `files` that something of it is on disk.
+    grace is over; `agent` who answers inside, if anybody does; `files` that something of it is on disk.
     """
 
     guest: RunState | None = None
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
     disk: bool = False
     pressed: bool = False
     overdue: bool = False
-    answered: bool = False
+    agent: Literal["roost", "qemu-ga", "ssh", "absent"] | None = None
     files: bool = False
 
 
@@ -108,8 +108,8 @@ def _towards_power(machine: Machine, seen: Seen) -> Step | None:
         return "resume"
     if seen.guest in ("panicked", "internal-error", "shutdown"):
         return "kill"
-    if seen.answered and not machine.status.configured and machine.spec.power == "running":
-        return "configure"
+    if seen.agent is not None and seen.agent != machine.status.agent and machine.spec.power == "running":
+        return "greet"
     return _towards_shown(machine)
 
 
