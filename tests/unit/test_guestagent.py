@@ -1,0 +1,170 @@
+"""qemu-guest-agent: what a good one does, and that a hostile one is held to its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from roost.errors import Invalid, NotStarted, OutcomeUnknown
+from roost.hypervisor import guestagent
+from roost.hypervisor.base import Chunk, Command, Setup
+from roost.hypervisor.guestagent import GuestAgent
+from roost.hypervisor.setupscript import setup_script, within
+
+Answer = Callable[[dict[str, Any]], bytes]
+
+
+def good(request: dict[str, Any]) -> bytes:
+    """An agent in which every command has ended at once."""
+    answers: dict[str, Any] = {
+        "guest-ping": {},
+        "guest-exec": {"pid": 7},
+        "guest-exec-status": {
+            "exited": True,
+            "exitcode": 5,
+            "out-data": b64encode(b"out").decode(),
+            "err-data": "ZXJy",
+            "out-truncated": True,
+        },
+    }
+    return json.dumps({"return": answers[request["execute"]]}).encode() + b"\n"
+
+
+@asynccontextmanager
+async def talking(answer: Answer, *, greeting: bytes = b""):  # type: ignore[no-untyped-def]
+    """A client of a fake agent, synchronised; `greeting` is what was left in the channel."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    client = GuestAgent(*await asyncio.open_connection(sock=ours, limit=1 << 16))
+
+    async def serve() -> None:
+        writer.write(greeting)
+        while line := await reader.readline():
+            request = json.loads(line.lstrip(b"\xff"))
+            if request["execute"] == "guest-sync-delimited":
+                writer.write(b"\xff" + json.dumps({"return": request["arguments"]["id"]}).encode() + b"\n")
+            else:
+                writer.write(answer(request))
+
+    serving = asyncio.ensure_future(serve())
+    try:
+        await asyncio.wait_for(client.synchronise(), 5)
+        yield client
+    finally:
+        serving.cancel()
+        await client.close()
+        writer.close()
+
+
+async def test_output_and_code_come_when_the_command_has_ended_and_a_cut_is_told() -> None:
+    async with talking(good) as client:
+        session = await client.execute(Command(["make"]))
+        assert [chunk async for chunk in session.output()] == [
+            Chunk("stdout", b"out"), Chunk("stderr", b"err"),
+            Chunk("stderr", b"roost: qemu-guest-agent cut the output at 16 MiB\n"), Chunk("exit", code=5),
+        ]  # fmt: skip
+
+
+async def test_what_an_earlier_client_left_is_skipped() -> None:
+    async with talking(good, greeting=b'{"return": 1}\n\xff{"return": 99}\ngarbage\n') as client:
+        await client.ping(5)
+
+
+async def test_input_is_collected_until_its_end() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any]) -> bytes:
+        seen.append(request)
+        return good(request)
+
+    async with talking(answer) as client:
+        session = await client.execute(Command(["cat"], stdin=True))
+        await session.write(b"some ")
+        await session.write(b"input")
+        await session.end_input()
+        assert seen[0]["arguments"]["input-data"] == b64encode(b"some input").decode()
+
+
+async def test_too_much_input_is_refused() -> None:
+    async with talking(good) as client:
+        session = await client.execute(Command(["cat"], stdin=True))
+        with pytest.raises(Invalid):
+            await session.write(bytes(guestagent.MAX_INPUT + 1))
+
+
+async def test_a_terminal_is_refused_with_a_way_out() -> None:
+    async with talking(good) as client:
+        with pytest.raises(NotStarted, match="roost console"):
+            await client.execute(Command(["sh"], terminal=(24, 80)))
+
+
+async def test_a_refusal_is_an_error_of_the_command_not_of_the_connection() -> None:
+    refusal = b'{"error": {"class": "GenericError", "desc": "no such \\u001b[1m file"}}\n'
+    async with talking(lambda request: refusal if request["execute"] == "guest-exec" else good(request)) as client:
+        with pytest.raises(NotStarted, match=r"no such \?\[1m file"):
+            await client.execute(Command(["nothing"]))
+        await client.ping(5)
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"x" * 200_000,
+        b'{"return": ' + b"[" * 20_000 + b"]" * 20_000 + b"}\n",
+        b'{"return": {"pid": "seven"}}\n',
+        b'{"return": {}}\n',
+        b"\xff\xfe\x00\n",
+        b"not json\n",
+    ],
+    ids=["huge", "deep", "wrong type", "missing field", "not text", "not JSON"],
+)
+async def test_a_hostile_answer_ends_the_connection(answer: bytes) -> None:
+    async with talking(lambda request: answer) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.execute(Command(["true"]))
+        with pytest.raises(NotStarted):
+            await client.ping(1)
+
+
+@pytest.mark.fault(65)
+async def test_a_slow_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guestagent, "_ANSWER_SECONDS", 0.05)
+    async with talking(lambda request: b'{"return":') as client:
+        with pytest.raises(OutcomeUnknown, match="no whole answer"):
+            await client.execute(Command(["true"]))
+
+
+@pytest.mark.fault(65)
+async def test_an_answer_to_another_number_is_not_the_synchronisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guestagent, "MAX_JUNK", 1000)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = GuestAgent(*await asyncio.open_connection(sock=ours))
+    theirs.sendall(b'\xff{"return": 1}\n' * 100)
+    with pytest.raises(NotStarted, match="something else came"):
+        await asyncio.wait_for(client.synchronise(), 5)
+    await client.close()
+    theirs.close()
+
+
+def test_directory_and_user_are_put_in_front() -> None:
+    argv = within(Command(["ls", "-l"], cwd="/a b", user="bob"), switch_user=("runuser", "-u"))
+    assert argv == ["runuser", "-u", "bob", "--", "/bin/sh", "-c", 'cd "$0" && exec "$@"', "/a b", "ls", "-l"]
+
+
+def test_no_word_of_the_setup_reaches_the_shell_unquoted() -> None:
+    evil = "x'; touch /evil; '"
+    script = setup_script(Setup(evil, evil, [evil], [(evil, [evil], True)]))
+    assert "touch /evil" not in script.replace("'x'\"'\"'; touch /evil; '\"'\"''", "").replace(
+        "'x'\"'\"'; touch /evil; '\"'\"' ALL=(ALL) NOPASSWD:ALL'", ""
+    )
