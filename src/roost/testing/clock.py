@@ -35,7 +35,10 @@ class VirtualClock:
         return self._now
 
     async def sleep(self, seconds: float) -> None:
-        """Return when a test has moved the clock by `seconds`."""
+        """Return when a test has moved the clock by `seconds`; at once when there is nothing to wait for."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
         woken = asyncio.Event()
         timer = self.call_later(seconds, woken.set)
         try:
