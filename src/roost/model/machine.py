@@ -127,7 +127,7 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 class MachineStatus(Struct, frozen=True, kw_only=True):
-    """What is. Only the reconciler writes it."""
+    """What is. Only the reconciler writes it. `agent` is "none" until something inside answers, "absent" where nothing ever will."""
 
     phase: Phase = "pending"
     node: str = ""
@@ -140,7 +140,7 @@ class MachineStatus(Struct, frozen=True, kw_only=True):
     isolation: Isolation = Isolation()
     addresses: tuple[str, ...] = ()
     image: str = ""
-    agent: Literal["none", "roost", "qemu-ga", "ssh"] = "none"
+    agent: Literal["none", "absent", "roost", "qemu-ga", "ssh"] = "none"
     configured: bool = False
     timing: Timing = Timing()
     progress: str = ""

@@ -41,8 +41,9 @@ class Meta(Struct, frozen=True, kw_only=True):
 
 
 class Trouble(Struct, frozen=True, kw_only=True):
-    """An error kept in a status: what did not happen, why, and the next step."""
+    """An error kept in a status: what did not happen, why, the next step, and the code of roost.errors (so that a client raises that error)."""
 
     what: str
     why: str = ""
     fix: str = ""
+    code: str = ""

@@ -1,0 +1,353 @@
+"""Decides how a machine is started: from (launch, facts) to QEMU's arguments and all it is handed. Pure.
+
+Everything that can go by descriptor does: the jail holds no path of the host but the kernel, the initramfs and /dev/kvm,
+which QEMU opens by name only. Whatever a user wrote goes into JSON (or is the single argument of -append), never into
+QEMU's comma lists; every layer of every disk names its driver, so nothing is probed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from roost.errors import Invalid, Unavailable
+from roost.hypervisor.base import Disk, Launch
+from roost.hypervisor.boards import BOARDS, Board, find_pflash, kvm_cpu
+from roost.model import size
+from roost.model.facts import Emulator, HostFacts
+from roost.model.meta import MiB
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_COMMAND_LINE = re.compile(
+    r"[^\x00-\x1f\x7f]{0,2047}"
+)  # x86 kernels take 2048 bytes with the final zero: COMMAND_LINE_SIZE
+_SERIAL = re.compile(r"[\x21-\x7e]{0,20}")  # VIRTIO_BLK_ID_BYTES
+SEED_SERIAL = "roost-seed"
+
+AGENT_PORT = "roost.agent.0"
+GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
+
+_FIRST_FD = 10
+_OVERHEAD = 320 * MiB
+"""What QEMU may use beside the guest's memory and its translation cache: its own heap, device state, disk buffers."""
+_IO_THREADS = 72
+"""QEMU's pool makes up to 64 threads for disk requests (util/thread-pool.c); main loop, RCU and some to spare."""
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Listen(NamedTuple):
+    """A listening unix socket that the daemon makes at `path` and QEMU accepts on."""
+
+    fd: int
+    path: Path
+
+
+class Open(NamedTuple):
+    """A file opened with exactly this mode; QEMU's descriptor set for it has the number `set`."""
+
+    fd: int
+    path: Path
+    writable: bool
+    set: int
+
+
+class Link(NamedTuple):
+    """The connected stream socket to the process that is the machine's network."""
+
+    fd: int
+
+
+Resource: TypeAlias = Listen | Open | Link
+
+
+class Mount(NamedTuple):
+    """A file of the host that QEMU can open by name only, and where it is in the jail."""
+
+    source: Path
+    target: str
+    device: bool = False
+
+
+class Bounds(NamedTuple):
+    """What QEMU may use: bytes, threads, descriptors, CPUs."""
+
+    memory: int
+    processes: int
+    files: int
+    cpus: float
+
+
+class Plan(NamedTuple):
+    """How to start one machine: `argv[0]` is the emulator's path, on the host and in the jail."""
+
+    argv: tuple[str, ...]
+    resources: tuple[Resource, ...]
+    mounts: tuple[Mount, ...]
+    bounds: Bounds
+    notes: tuple[str, ...] = ()
+
+
+class _Descriptors:
+    """Hands out descriptor and set numbers while a plan is made."""
+
+    def __init__(self) -> None:
+        self.resources: list[Resource] = []
+
+    def _next(self) -> int:
+        return _FIRST_FD + len(self.resources)
+
+    def listen(self, path: Path) -> int:
+        self.resources.append(Listen(self._next(), path))
+        return self.resources[-1].fd
+
+    def link(self) -> int:
+        self.resources.append(Link(self._next()))
+        return self.resources[-1].fd
+
+    def open(self, path: Path, *, writable: bool) -> str:
+        """The name by which QEMU opens the descriptor again, in the mode it has."""
+        number = 1 + sum(isinstance(resource, Open) for resource in self.resources)
+        self.resources.append(Open(self._next(), path, writable, number))
+        return f"/dev/fdset/{number}"
+
+
+def plan(launch: Launch, facts: HostFacts) -> Plan:
+    """How to start `launch` on the host with these facts.
+
+    Raises Unavailable when the host lacks what it takes (QEMU for the architecture, memory, KVM, firmware), Invalid when a
+    value can not be passed on safely.
+    """
+    board, emulator = BOARDS[launch.arch], _emulator(launch, facts)
+    _check(launch, facts)
+    translation = _translation_cache(launch)
+    descriptors = _Descriptors()
+    arguments = [
+        *_base(launch, emulator),
+        *_machine(launch, facts, board, emulator),
+        *_firmware(launch, facts, board, descriptors),
+        *_channels(launch, descriptors),
+        *_devices(board, emulator),
+        *_disks(launch, descriptors),
+        *_network(launch, descriptors),
+    ]
+    sets = [("-add-fd", f"fd={entry.fd},set={entry.set}") for entry in descriptors.resources if isinstance(entry, Open)]
+    return Plan(
+        argv=(emulator.path, *(word for pair in sets for word in pair), *arguments),
+        resources=tuple(descriptors.resources),
+        mounts=tuple(_mounts(launch)),
+        bounds=Bounds(
+            memory=launch.memory + translation + _OVERHEAD,
+            processes=launch.cpus + _IO_THREADS,
+            files=256 + 16 * len(launch.disks),
+            cpus=launch.cpus + 1.0,
+        ),
+        notes=tuple(_notes(launch, board, emulator)),
+    )
+
+
+def mac_address(uid: str) -> str:
+    """The machine's MAC address: QEMU's prefix and 24 bits of its identity."""
+    return "52:54:00:" + hashlib.sha256(uid.encode()).digest()[:3].hex(":")
+
+
+def _emulator(launch: Launch, facts: HostFacts) -> Emulator:
+    emulator = facts.emulators.get(launch.arch)
+    if emulator is None or not emulator.machine:
+        raise Unavailable(
+            f"a machine for {launch.arch} can not start here",
+            f"qemu-system-{launch.arch} is not installed"
+            if emulator is None
+            else f"{emulator.path} has no machine type we know",
+            f"sudo apt-get install --no-install-recommends {BOARDS[launch.arch].package}",
+        )
+    return emulator
+
+
+def _check(launch: Launch, facts: HostFacts) -> None:
+    what = f"machine {launch.uid} can not start"
+    if not _UUID.fullmatch(launch.uid):
+        raise Invalid("a machine can not start", f"{launch.uid!r} is not a UUID in small letters")
+    if launch.direct and not _COMMAND_LINE.fullmatch(launch.direct.command_line):
+        raise Invalid(what, "its kernel command line has control characters or more than 2047 characters")
+    for disk in launch.disks:
+        if not _SERIAL.fullmatch(disk.serial) or disk.serial == SEED_SERIAL:
+            raise Invalid(
+                what, f"{disk.serial!r} can not be a disk's serial: up to 20 printable characters, not {SEED_SERIAL!r}"
+            )
+    if launch.memory > facts.memory:
+        has, wants = size.show(facts.memory), size.show(launch.memory)
+        raise Unavailable(what, f"it wants {wants} of memory and this host has {has}", "give it less: --memory")
+    if launch.accelerator == "kvm" and (launch.arch != facts.arch or facts.kvm != "open"):
+        why = (
+            f"its architecture {launch.arch} is not the host's"
+            if launch.arch != facts.arch
+            else f"/dev/kvm is {facts.kvm}"
+        )
+        raise Unavailable(what, f"it is to run under KVM, but {why}", "let Roost choose: accelerator auto")
+
+
+def _translation_cache(launch: Launch) -> int:
+    """Bytes of TCG's translation cache: QEMU's own default (1 GiB) makes a small guest three times its size, and a kernel's boot
+    needs about 40 MiB."""
+    if launch.accelerator == "kvm":
+        return 0
+    return min(128, max(32, launch.memory // MiB // 16)) * MiB
+
+
+def _base(launch: Launch, emulator: Emulator) -> Iterator[str]:
+    yield from ("-nodefaults", "-no-user-config", "-display", "none", "-S")
+    yield from ("-sandbox", SANDBOX)
+    yield from ("-name", f"guest={launch.uid},debug-threads=on", "-uuid", launch.uid)
+    # A panicked guest stays, so that whoever looks later still sees what became of it.
+    yield from ("-action", "panic=pause", "-rtc", "base=utc")
+
+
+def _machine(launch: Launch, facts: HostFacts, board: Board, emulator: Emulator) -> Iterator[str]:
+    kvm = launch.accelerator == "kvm"
+    options = (board.kvm_options if kvm else "") or board.options
+    fixed = "memory-backend=mem,mem-merge=off,dump-guest-core=off,usb=off"
+    pflash = "pflash0=firmware,pflash1=variables" if launch.firmware == "uefi" else ""
+    yield from ("-machine", ",".join(filter(None, (emulator.machine, fixed, options, pflash))))
+    yield from ("-accel", "kvm" if kvm else _tcg(launch, facts, board))
+    yield from ("-cpu", kvm_cpu(board, facts.vendor, facts.flags, emulator.cpus) if kvm else board.tcg_cpu)
+    yield from ("-smp", f"cpus={launch.cpus},sockets=1,cores={launch.cpus},threads=1")
+    yield from ("-m", f"size={launch.memory}B")
+    yield from ("-object", _json({"qom-type": "memory-backend-ram", "id": "mem", "size": launch.memory}))
+    if launch.seed is not None and board.smbios:
+        # Tells cloud-init's ds-identify the datasource, so that it looks for no other and for no network.
+        yield from ("-smbios", "type=1,manufacturer=Roost,product=Machine,serial=ds=nocloud")
+
+
+def _tcg(launch: Launch, facts: HostFacts, board: Board) -> str:
+    """A guest that counts on x86's memory order runs on one thread where the host does not give that order."""
+    single = board.strong_memory and not BOARDS[facts.arch].strong_memory
+    return f"tcg,thread={'single' if single else 'multi'},tb-size={_translation_cache(launch) // MiB}"
+
+
+def _firmware(launch: Launch, facts: HostFacts, board: Board, descriptors: _Descriptors) -> Iterator[str]:
+    if launch.direct is not None:
+        yield from ("-kernel", "/kernel", "-append", launch.direct.command_line)
+        if launch.direct.initramfs is not None:
+            yield from ("-initrd", "/initrd")
+    elif launch.firmware == "direct":
+        raise Invalid(
+            f"machine {launch.uid} can not start",
+            "it boots directly, but its image has no kernel",
+            "use --firmware bios or uefi",
+        )
+    elif launch.firmware == "bios" and board.builtin != "bios":
+        raise Invalid(
+            f"machine {launch.uid} can not start", f"{launch.arch} machines have no BIOS", "use --firmware uefi"
+        )
+    if launch.firmware == "uefi":
+        yield from _pflash(launch, facts, board, descriptors)
+
+
+def _pflash(launch: Launch, facts: HostFacts, board: Board, descriptors: _Descriptors) -> Iterator[str]:
+    pair = find_pflash(board, facts.files)
+    if pair is None:
+        raise Unavailable(
+            f"machine {launch.uid} can not start",
+            f"it boots by UEFI and no UEFI for {launch.arch} is installed",
+            f"sudo apt-get install --no-install-recommends {board.firmware_package}",
+        )
+    code = descriptors.open(Path(pair.code), writable=False)
+    variables = descriptors.open(launch.files.variables, writable=True)
+    yield from _node("firmware", "raw", code, read_only=True)
+    yield from _node("variables", "raw", variables, read_only=False)
+
+
+def _channels(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
+    files = launch.files
+    ports = (
+        ("qmp", files.monitor),
+        ("console", files.console),
+        ("agent", files.agent),
+        ("guest-agent", files.guest_agent),
+    )
+    for name, path in ports:
+        yield from ("-chardev", f"socket,id={name},fd={descriptors.listen(path)},server=on,wait=off")
+    yield from ("-mon", "chardev=qmp,mode=control", "-serial", "chardev:console")
+
+
+def _devices(board: Board, emulator: Emulator) -> Iterator[str]:
+    yield from _device("virtio-serial-pci", id="ports")
+    yield from _device("virtserialport", bus="ports.0", nr=1, chardev="agent", name=AGENT_PORT)
+    yield from _device("virtserialport", bus="ports.0", nr=2, chardev="guest-agent", name=GUEST_AGENT_PORT)
+    yield from ("-object", _json({"qom-type": "rng-builtin", "id": "random"}))
+    yield from _device("virtio-rng-pci", rng="random")
+    panic = next((name for name in board.panic if name in emulator.devices), None)
+    if panic is not None:
+        yield from _device(panic)
+    if "vmgenid" in emulator.devices:
+        yield from _device("vmgenid", guid="auto")
+
+
+def _disks(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
+    for index, disk in enumerate(launch.disks):
+        name = f"disk{index}"
+        yield from _disk(name, disk, descriptors)
+        yield from _device(
+            "virtio-blk-pci", id=name, drive=name, serial=disk.serial or f"roost-{index}", bootindex=index + 1
+        )
+    if launch.seed is not None:
+        # Last, for cloud-init tries the highest device name first: no other disk that calls itself "cidata" comes before it.
+        yield from _node("seed", "raw", descriptors.open(launch.seed, writable=False), read_only=True)
+        yield from _device("virtio-blk-pci", id="seed", drive="seed", serial=SEED_SERIAL)
+
+
+def _disk(name: str, disk: Disk, descriptors: _Descriptors) -> Iterator[str]:
+    if disk.base is not None:
+        base = descriptors.open(disk.base, writable=False)
+        yield from _node(f"{name}-base", "qcow2", base, read_only=True, backing=None)
+    file = descriptors.open(disk.file, writable=not disk.read_only)
+    # Without a backing node the answer is "none", whatever the file's own header says.
+    layer: dict[str, Any] = {"backing": f"{name}-base" if disk.base else None} if disk.format == "qcow2" else {}
+    yield from _node(name, disk.format, file, read_only=disk.read_only, discard="unmap", **layer)
+
+
+def _node(name: str, driver: str, file: str, *, read_only: bool, **options: Any) -> Iterator[str]:
+    """A format node over a file node; both drivers are named, nothing is probed."""
+    below = {"driver": "file", "node-name": f"{name}-file", "filename": file, "read-only": read_only}
+    if "discard" in options:
+        below["discard"] = options["discard"]
+    node = {"driver": driver, "node-name": name, "file": f"{name}-file", "read-only": read_only, **options}
+    yield from ("-blockdev", _json(below), "-blockdev", _json(node))
+
+
+def _network(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
+    if launch.network == "none":
+        return
+    address = {"type": "fd", "str": str(descriptors.link())}
+    yield from ("-netdev", _json({"type": "stream", "id": "net0", "server": False, "addr": address}))
+    # No option ROM: nobody boots from this network, and its file is not in the jail.
+    yield from _device("virtio-net-pci", id="nic0", netdev="net0", mac=mac_address(launch.uid), romfile="")
+
+
+def _device(driver: str, **properties: Any) -> tuple[str, str]:
+    return "-device", _json({"driver": driver, **properties})
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _mounts(launch: Launch) -> Iterator[Mount]:
+    if launch.direct is not None:
+        yield Mount(launch.direct.kernel, "/kernel")
+        if launch.direct.initramfs is not None:
+            yield Mount(launch.direct.initramfs, "/initrd")
+    if launch.accelerator == "kvm":
+        yield Mount(Path("/dev/kvm"), "/dev/kvm", device=True)
+
+
+def _notes(launch: Launch, board: Board, emulator: Emulator) -> Iterator[str]:
+    if launch.accelerator == "tcg":
+        yield "emulated (tcg): slower, and the jail is the only boundary between the guest and this host"
+    if not any(name in emulator.devices for name in board.panic):
+        yield f"{emulator.path} has no device that reports a guest's panic"
