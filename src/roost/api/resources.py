@@ -1,0 +1,435 @@
+"""Create, read, change and delete for all kinds, written once: who may, strict decoding, admission, one compare-and-swap."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from roost.api.access import Gate, creator_becomes_owner, missing
+from roost.api.locks import Locks
+from roost.api.outcomes import Outcomes
+from roost.api.services import Services
+from roost.api.view import Item, View, load, stamp
+from roost.api.wire import Answer, Call, document, merge
+from roost.errors import Conflict, Forbidden, Invalid, NotFound, Problem
+from roost.host import failpoints
+from roost.log import get
+from roost.model import codec
+from roost.model.access import Principal, Verb
+from roost.model.kinds import BY_NAME, KINDS, Kind, Object, key_of, prefix_of
+from roost.model.machine import Machine
+from roost.model.meta import Meta, Struct
+from roost.model.project import Project
+from roost.store.base import Write
+
+_log = get(__name__)
+PAGE = 500
+"""Objects in a page of a list, unless the caller wants fewer."""
+ATTEMPTS = 20
+"""How often a write is tried again because another came between."""
+PERMANENT = frozenset({"default", "system"})
+"""Projects that can not be deleted."""
+_PROJECT = BY_NAME["project"]
+_MACHINE = BY_NAME["machine"]
+
+
+class Change(NamedTuple):
+    """A decided write: the answer's status, the object after it, and what to commit (nothing when nothing differs)."""
+
+    status: int
+    after: Object
+    writes: tuple[Write, ...] = ()
+
+
+class NewName(Struct, frozen=True, kw_only=True):
+    """The body of a rename."""
+
+    name: str
+
+
+Decide = Callable[[], Awaitable[Change]]
+
+
+class Resources:
+    """The verbs on objects. Every method takes a call and gives the answer, or raises one of Roost's errors."""
+
+    def __init__(self, services: Services, view: View, gate: Gate) -> None:
+        self._services = services
+        self._view = view
+        self._gate = gate
+        self._outcomes = Outcomes(services.store)
+        self._locks = Locks()
+
+    async def get(self, call: Call, kind: Kind) -> Answer:
+        """One object."""
+        found = await self.read(call, kind, "get")
+        return Answer(shown(self._gate, call.principal, found.project, kind, codec.encode(found)))
+
+    async def page(self, call: Call, kind: Kind) -> Answer:
+        """A page of objects, and the revision to watch from."""
+        limit = call.number("limit", PAGE, 1, PAGE)
+        prefix, after = self.range(call, kind, "list"), self._after(call, kind)
+        labels = [label.partition("=") for label in call.queries("label")]
+        revision = self._view.revision
+        items: list[Item] = []
+        more = False
+        for item in self._view.below(prefix, after):
+            if not self._listed(call, kind, item, labels):
+                continue
+            if len(items) == limit:
+                more = True
+                break
+            items.append(item)
+        token = codec.encode(items[-1].key.partition("/")[2]) if more else b"null"
+        bodies = [shown(self._gate, call.principal, item.key.split("/")[1], kind, item.body) for item in items]
+        parts = [part for body in bodies for part in (b",", body)][1:]
+        return Answer([b'{"revision":%d,"continue":%s,"items":[' % (revision, token), *parts, b"]}"])
+
+    def range(self, call: Call, kind: Kind, verb: Verb) -> str:
+        """What the keys of a list or watch begin with: those of one project, or all. Raises NotFound."""
+        project = call.query("project", "default")
+        if not kind.scoped or kind.name == "node" or project == "all":
+            return prefix_of(kind)
+        self._gate.check(call.principal, verb, kind, project)
+        return prefix_of(kind, project)
+
+    def _after(self, call: Call, kind: Kind) -> str:
+        """The key that a further page goes on after. Raises Invalid."""
+        token = call.query("continue")
+        if len(token) > 300:
+            raise Invalid("the request is wrong", problems=[Problem("continue", "is not what a list gave")])
+        return prefix_of(kind) + token if token else ""
+
+    def _listed(self, call: Call, kind: Kind, item: Item, labels: list[tuple[str, str, str]]) -> bool:
+        if not self._gate.sees(call.principal, kind, item.key.split("/")[1]):
+            return False
+        if not labels:
+            return True
+        own = codec.stored(item.body, kind.type).meta.labels
+        return all(name in own and (not equals or own[name] == value) for name, equals, value in labels)
+
+    async def create(self, call: Call, kind: Kind) -> Answer:
+        """A new object."""
+        body = await call.body()
+        data = document(body)
+        if (replayed := await self._outcomes.replay(call, body)) is not None:
+            return replayed
+        project, name = _place(data, kind)
+        self._gate.check(call.principal, "create", kind, project)
+        wanted = _decode(data, kind, f'{kind.name} "{name}" was not created')
+        _check_untouched(wanted, None)
+        meta = Meta(
+            uid=str(uuid.uuid4()), created=self._services.now(), creator=call.principal.name, labels=wanted.meta.labels
+        )
+        new = _with(wanted, meta=meta)
+        self._gate.check_reserved(call.principal, new, None)
+        if isinstance(new, Project):
+            new = _with(new, spec=_with(new.spec, members=creator_becomes_owner(call.principal, new.spec.members)))
+
+        async def decide() -> Change:
+            key = key_of(kind, project, name)
+            if self._view.get(key) is not None:
+                raise _taken(kind, project, name)
+            admitted = await self._services.admit(new, None)
+            return Change(201, admitted, (Write(key, codec.encode(admitted), expect=0),))
+
+        with self._locks.entering(project):
+            return await self._carry_out(call, body, decide, project)
+
+    async def replace(self, call: Call, kind: Kind) -> Answer:
+        """The whole object anew: spec and labels."""
+        body = await call.body()
+        data = {"name": call.name, "project": call.project, **document(body)}
+
+        def apply(current: Object) -> tuple[Object, int]:
+            wanted = _decode(data, kind, f'{kind.name} "{call.name}" was not changed')
+            if (wanted.project, wanted.name) != (current.project, current.name):
+                raise Invalid(
+                    "the request is wrong", problems=[Problem("name", "is not the object that the path names")]
+                )
+            _check_untouched(wanted, current)
+            return wanted, wanted.meta.revision
+
+        return await self._change(call, kind, body, apply)
+
+    async def patch(self, call: Call, kind: Kind) -> Answer:
+        """A merge patch of spec and labels."""
+        body = await call.body()
+        data = document(body)
+
+        def apply(current: Object) -> tuple[Object, int]:
+            revision = _check_patch(data)
+            merged = merge({"spec": codec.plain(current.spec), "meta": {"labels": current.meta.labels}}, data)
+            merged["meta"] = {"labels": (merged.get("meta") or {}).get("labels") or {}}
+            merged |= {"kind": kind.name, "project": current.project, "name": current.name}
+            return _decode(merged, kind, f'{kind.name} "{call.name}" was not changed'), revision
+
+        return await self._change(call, kind, body, apply)
+
+    async def _change(
+        self, call: Call, kind: Kind, body: bytes, apply: Callable[[Object], tuple[Object, int]]
+    ) -> Answer:
+        if (replayed := await self._outcomes.replay(call, body)) is not None:
+            return replayed
+
+        async def decide() -> Change:
+            before = await self.read(call, kind, "update")
+            wanted, revision = apply(before)
+            if revision not in (0, before.meta.revision):
+                raise _moved(kind, call.name, revision, before.meta.revision)
+            after = _with(before, spec=wanted.spec, meta=_with(before.meta, labels=wanted.meta.labels))
+            self._gate.check_reserved(call.principal, after, before)
+            if after == before:
+                return Change(200, before)
+            return self._changed(kind, before, await self._services.admit(after, before))
+
+        return await self._carry_out(call, body, decide, call.project if kind.scoped else call.name)
+
+    def _changed(self, kind: Kind, before: Object, after: Object) -> Change:
+        if after.spec != before.spec:
+            after = _with(after, meta=_with(after.meta, generation=before.meta.generation + 1))
+        after = stamp(after, 0)
+        key = key_of(kind, after.project, after.name)
+        return Change(200, after, (Write(key, codec.encode(after), expect=before.meta.revision),))
+
+    async def delete(self, call: Call, kind: Kind) -> Answer:
+        """Mark for deletion what a reconciler must clean up; remove the rest at once."""
+        if (replayed := await self._outcomes.replay(call, b"")) is not None:
+            return replayed
+        if not kind.scoped:
+            return await self._delete_project(call)
+
+        async def decide() -> Change:
+            before = await self.read(call, kind, "delete")
+            if before.meta.deleting is not None:
+                return Change(202, before)
+            after = stamp(_with(before, meta=_with(before.meta, deleting=self._services.now())), 0)
+            key = key_of(kind, call.project, call.name)
+            return Change(202, after, (Write(key, codec.encode(after), expect=before.meta.revision),))
+
+        return await self._carry_out(call, b"", decide, call.project)
+
+    async def _delete_project(self, call: Call) -> Answer:
+        await self.read(call, _PROJECT, "delete")
+        if call.name in PERMANENT:
+            what = f'project "{call.name}" was not deleted'
+            raise Forbidden(
+                what, "Roost itself needs it", "delete what is in it: roost delete --all --project " + call.name
+            )
+
+        async def decide() -> Change:
+            before = await self.read(call, _PROJECT, "delete")
+            inside = [
+                item.key for kind in KINDS if kind.finalized for item in self._view.below(prefix_of(kind, call.name))
+            ]
+            if inside:
+                listed = ", ".join(inside[:20]) + (f" and {len(inside) - 20} more" if len(inside) > 20 else "")
+                what = f'project "{call.name}" was not deleted'
+                raise Conflict(what, f"it holds {listed}", f"roost delete --all --project {call.name}")
+            return Change(200, before, (Write(key_of(_PROJECT, "", call.name), None, expect=before.meta.revision),))
+
+        with self._locks.closing(call.name):
+            return await self._carry_out(call, b"", decide, call.name)
+
+    async def rename(self, call: Call, kind: Kind) -> Answer:
+        """Another name for the same object: one commit."""
+        body = await call.body()
+        data = document(body)
+        if (replayed := await self._outcomes.replay(call, body)) is not None:
+            return replayed
+        await self.read(call, kind, "update")
+        name = codec.decode(data, NewName, f'{kind.name} "{call.name}" was not renamed').name
+        _check_name(kind, name, f'{kind.name} "{call.name}" was not renamed')
+        old, new = key_of(kind, call.project, call.name), key_of(kind, call.project, name)
+
+        async def decide() -> Change:
+            before = await self.read(call, kind, "update")
+            if name == call.name:
+                return Change(200, before)
+            if before.meta.deleting is not None:
+                raise Conflict(f'{kind.name} "{call.name}" was not renamed', "it is being deleted")
+            if self._view.get(new) is not None:
+                raise _taken(kind, call.project, name)
+            after = stamp(_with(before, name=name), 0)
+            return Change(
+                200, after, (Write(old, None, expect=before.meta.revision), Write(new, codec.encode(after), expect=0))
+            )
+
+        return await self._carry_out(call, body, decide, call.project)
+
+    async def read(self, call: Call, kind: Kind, verb: Verb) -> Object:
+        """The object the path names. Raises NotFound, also for what the caller may not see, and Forbidden."""
+        project, name = (call.project if kind.scoped else call.name)[:200], call.name[:200]
+        try:
+            entry = await self._services.store.get(key_of(kind, project, name))
+        except NotFound:
+            raise missing(kind, project, name) from None
+        self._gate.check(call.principal, verb, kind, project, name)
+        return load(kind, entry)
+
+    async def _carry_out(self, call: Call, body: bytes, decide: Decide, project: str) -> Answer:
+        """Decide and commit, again when another write came between. The outcome and the object are one commit."""
+        async with self._locks.deciding(project, limited=self._view.limited(project)):
+            for _ in range(ATTEMPTS):
+                change = await decide()
+                record = await self._outcomes.record(call, body, change.status, change.after, time.monotonic())
+                await failpoints.reach("api.before-commit")
+                try:
+                    revision = await self._commit(change.writes + record)
+                except Conflict:
+                    if (replayed := await self._outcomes.replay(call, body)) is not None:
+                        return replayed
+                    continue
+                await failpoints.reach("api.after-commit")
+                if change.writes:
+                    self._tell(call, change.after, revision)
+                return Answer(codec.encode(stamp(change.after, change.after.meta.revision or revision)), change.status)
+        raise Conflict("the request was not carried out", f"{ATTEMPTS} other writes came between", "try again")
+
+    async def _commit(self, writes: tuple[Write, ...]) -> int:
+        if not writes:
+            return 0
+        revision = await self._services.store.commit(writes)
+        for write in writes:
+            self._view.apply(write.key, write.value, revision)
+        return revision
+
+    def _tell(self, call: Call, after: Object, revision: int) -> None:
+        """One line a write; never a spec, which may hold secrets."""
+        kind = BY_NAME[after.kind]
+        key = key_of(kind, after.project, after.name)
+        _log.info(
+            "written", method=call.method, object=key, uid=after.meta.uid, by=call.principal.name, revision=revision
+        )
+
+
+def shown(gate: Gate, principal: Principal, project: str, kind: Kind, body: bytes) -> bytes:
+    """An object's JSON without what only those who may change it may read."""
+    if kind is not _MACHINE or gate.shows_secrets(principal, project):
+        return body
+    machine = codec.stored(body, Machine)
+    return codec.encode(_with(machine, spec=_with(machine.spec, user_data=None)))
+
+
+def _with(value: Any, **changes: Any) -> Any:
+    return msgspec.structs.replace(value, **changes)
+
+
+def _place(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
+    """Project and name that a new object's document gives. Raises Invalid."""
+    what = f"the {kind.name} was not created"
+    project, name = data.get("project", "default"), data.get("name", "")
+    wrong = [
+        Problem(field, "is not a string")
+        for field, value in (("project", project), ("name", name))
+        if not isinstance(value, str)
+    ]
+    if data.get("kind", kind.name) != kind.name:
+        wrong.append(Problem("kind", f'is not "{kind.name}"'))
+    if not kind.scoped and data.get("project"):
+        wrong.append(Problem("project", f"a {kind.name} is in no project"))
+    if wrong:
+        raise Invalid(what, problems=wrong)
+    return (project if kind.scoped else name)[:200], name[:200]
+
+
+def _decode(data: dict[str, Any], kind: Kind, what: str) -> Object:
+    """A strict object; its name is checked with everything else, so that all problems come at once."""
+    problems: list[Problem] = []
+    name = data.get("name")
+    if isinstance(name, str) and not kind.pattern.fullmatch(name):
+        problems.append(_bad_name(kind, name))
+    try:
+        found = codec.decode(data, kind.type, what)
+    except Invalid as error:
+        raise Invalid(what, fix=error.fix, problems=[*problems, *error.problems]) from None
+    problems += _label_problems(found.meta.labels)
+    if problems:
+        raise Invalid(what, problems=problems)
+    return found
+
+
+def _label_problems(labels: dict[str, str]) -> list[Problem]:
+    """Labels are small: they are kept with every object and looked through by every list."""
+    if len(labels) > 64:
+        return [Problem("meta.labels", f"{len(labels)} are more than 64")]
+    return [
+        Problem(
+            f"meta.labels.{name[:80]}", "is longer than 128 characters, or has '=' in its name or nothing for a name"
+        )
+        for name, value in labels.items()
+        if not name or len(name) > 128 or len(value) > 128 or "=" in name
+    ]
+
+
+def _bad_name(kind: Kind, name: str) -> Problem:
+    allowed = (
+        "small letters, digits, '.', ':', '_' and '-'" if kind.name == "image" else "small letters, digits and '-'"
+    )
+    return Problem("name", f"{name[:80]!r} is not a name: {allowed}, a letter or digit at both ends")
+
+
+def _check_name(kind: Kind, name: str, what: str) -> None:
+    if not kind.pattern.fullmatch(name):
+        raise Invalid(what, problems=[_bad_name(kind, name)])
+
+
+def _check_untouched(wanted: Object, current: Object | None) -> None:
+    """Clients write spec and labels; the rest may come along only as it stands. Raises Invalid with every field that differs."""
+    problems = []
+    default = type(wanted.status)()
+    if wanted.status != default and (current is None or wanted.status != current.status):
+        problems.append(Problem("status", "is written by Roost only: leave it out"))
+    for field in ("uid", "generation", "created", "creator", "deleting", "revision"):
+        value = getattr(wanted.meta, field)
+        allowed = [getattr(Meta(), field)] + ([getattr(current.meta, field)] if current is not None else [])
+        if value not in allowed and not (field == "revision" and current is not None):
+            problems.append(Problem(f"meta.{field}", "is written by Roost only: leave it out"))
+    if problems:
+        raise Invalid(f'{wanted.kind} "{wanted.name}" was not written', problems=problems)
+
+
+def _check_patch(data: dict[str, Any]) -> int:
+    """The revision a patch wants to meet (0: any). Raises Invalid for what can not be patched."""
+    meta = data.get("meta", {})
+    problems = [
+        Problem(field, "can not be patched: only spec and meta.labels")
+        for field in data
+        if field not in ("spec", "meta")
+    ]
+    problems += [
+        Problem(field, "is not an object") for field in ("spec", "meta") if not isinstance(data.get(field, {}), dict)
+    ]
+    if isinstance(meta, dict):
+        problems += [
+            Problem(f"meta.{field}", "can not be patched: only meta.labels")
+            for field in meta
+            if field not in ("labels", "revision")
+        ]
+    revision = meta.get("revision", 0) if isinstance(meta, dict) else 0
+    if not isinstance(revision, int) or isinstance(revision, bool):
+        problems.append(Problem("meta.revision", "is not a number"))
+    if problems:
+        raise Invalid("the patch is wrong", problems=problems)
+    return cast("int", revision)
+
+
+def _taken(kind: Kind, project: str, name: str) -> Conflict:
+    where = f' in project "{project}"' if kind.scoped else ""
+    return Conflict(
+        f'{kind.name} "{name}" exists already{where}',
+        "names are unique",
+        f"choose another name, or: roost delete {name}",
+    )
+
+
+def _moved(kind: Kind, name: str, wanted: int, current: int) -> Conflict:
+    return Conflict(
+        f'{kind.name} "{name}" was not changed',
+        f"it is at revision {current}, not {wanted}: somebody changed it",
+        "read it again and redo",
+    )

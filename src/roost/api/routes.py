@@ -1,0 +1,136 @@
+"""The route table: every path the API serves, what it asks of the caller, and what it takes and gives. All else derives from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeAlias
+
+from litestar.types import ASGIApp
+
+from roost.api.resources import NewName, Resources
+from roost.api.sessions import Channel, ExecRequest, Sessions
+from roost.api.streams import Streams
+from roost.api.wire import Call
+from roost.model.access import Verb
+from roost.model.kinds import KINDS, Kind
+
+HttpHandler: TypeAlias = Callable[[Call], Awaitable[ASGIApp]]
+SocketHandler: TypeAlias = Callable[[Call, Channel], Awaitable[None]]
+
+
+class Query(NamedTuple):
+    """A query parameter for the documentation; values are checked where they are used."""
+
+    name: str
+    text: str
+    required: bool = False
+
+
+class Route(NamedTuple):
+    """One method of one path. `verb` and `kind` are what `model.access.may` is asked; no verb: open to all, or to admins."""
+
+    method: str
+    path: str
+    name: str
+    text: str
+    handler: HttpHandler | None = None
+    socket: SocketHandler | None = None
+    verb: Verb | None = None
+    kind: Kind | None = None
+    status: int = 200
+    takes: str = ""
+    """A schema's name, a media type, or nothing."""
+    gives: str = "application/json"
+    """A schema's name or a media type."""
+    queries: tuple[Query, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether it takes an Idempotency-Key."""
+        return self.verb in ("create", "update", "delete") and self.takes not in (
+            "application/x-tar",
+            "application/octet-stream",
+        )
+
+
+_PROJECT = Query("project", 'a project\'s name, or "all" for everything the caller may see; "default" when left out')
+_LIST = (
+    _PROJECT,
+    Query("label", '"key=value" or "key"; may be repeated, all must hold'),
+    Query("limit", "objects in a page, 1 to 500"),
+    Query("continue", "where the page before ended"),
+)
+
+
+def _kind_routes(kind: Kind, resources: Resources) -> list[Route]:
+    """The routes of one kind."""
+    base = f"/v1/{kind.plural}"
+    place = base + ("/{project}/{name}" if kind.scoped else "/{name}")
+    schema = kind.type.__name__
+
+    def route(method: str, path: str, verb: Verb, do: Callable[[Call, Kind], Awaitable[ASGIApp]]) -> Route:
+        async def handle(call: Call) -> ASGIApp:
+            return await do(call, kind)
+
+        name = f"{do.__name__}_{kind.plural if verb == 'list' else kind.name}"
+        return Route(method, path, name, (do.__doc__ or "").strip(), handle, None, verb, kind, gives=schema)
+
+    routes = [
+        route("GET", base, "list", resources.page)._replace(
+            gives=schema + "List", queries=_LIST if kind.scoped else _LIST[1:]
+        ),
+        route("GET", place, "get", resources.get),
+    ]
+    if kind.writable:
+        routes += [
+            route("POST", base, "create", resources.create)._replace(takes=schema, status=201),
+            route("PUT", place, "update", resources.replace)._replace(takes=schema),
+            route("PATCH", place, "update", resources.patch)._replace(takes="MergePatch"),
+            route("DELETE", place, "delete", resources.delete)._replace(status=202 if kind.finalized else 200),
+        ]
+    return routes
+
+
+def object_routes(resources: Resources) -> list[Route]:
+    """The routes of all kinds."""
+    return [route for kind in KINDS for route in _kind_routes(kind, resources)]
+
+
+def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) -> list[Route]:
+    """What is more than reading and writing objects."""
+    kinds = {kind.name: kind for kind in KINDS}
+    machine, image = kinds["machine"], kinds["image"]
+    one = "/v1/machines/{project}/{name}"
+    path = (Query("path", "an absolute path inside the guest", required=True),)
+    tar, raw = "application/x-tar", "application/octet-stream"
+    watched = (
+        Query("kind", "which kind to watch", required=True),
+        _PROJECT,
+        Query("since", "send what changed after this revision; without it first all that is there"),
+    )
+
+    def on_machine(method: str, tail: str, verb: Verb, handler: HttpHandler, text: str) -> Route:
+        return Route(method, f"{one}/{tail}", handler.__name__, text, handler, None, verb, machine)
+
+    async def rename(call: Call) -> ASGIApp:
+        return await resources.rename(call, machine)
+
+    return [
+        Route("GET", "/v1/watch", "watch", "Changes as server-sent events.", streams.watch, gives="text/event-stream", queries=watched),
+        on_machine("POST", "rename", "update", rename, "Give the machine another name.")._replace(
+            takes=NewName.__name__, gives="Machine"
+        ),
+        Route("WS", f"{one}/exec", "exec", "Run a command.", None, sessions.execute, "exec", machine, 101, takes=ExecRequest.__name__),
+        Route("WS", f"{one}/console", "console", "The serial console.", None, sessions.console, "console", machine, 101),
+        on_machine("GET", "logs", "console", streams.logs, "What the console printed.")._replace(
+            gives=raw, queries=(Query("follow", "true: until the machine ends"),)
+        ),
+        on_machine("PUT", "files", "exec", streams.send_files, "Unpack a tar stream in the guest.")._replace(
+            takes=tar, gives="", status=204, queries=path
+        ),
+        on_machine("GET", "files", "exec", streams.fetch_files, "A path of the guest as a tar stream.")._replace(
+            gives=tar, queries=path
+        ),
+        Route("PUT", "/v1/images/{project}/{name}/content", "upload", "Bring the bytes of an image.", streams.upload, None, "update",
+              image, takes=raw, gives="Image"),
+    ]  # fmt: skip

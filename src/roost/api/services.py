@@ -1,0 +1,70 @@
+"""What the API needs of the rest of the daemon, as small protocols; the daemon fills them in, tests bring fakes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from roost.hypervisor.base import Guest
+from roost.model.image import Image
+from roost.model.kinds import Object
+from roost.model.machine import Machine
+from roost.store.base import Store
+
+
+class Guests(Protocol):
+    """The machines whose processes the daemon holds."""
+
+    async def guest(self, machine: Machine) -> Guest:
+        """The running guest of `machine`. Raises Conflict when it does not run."""
+        ...
+
+    def record(self, machine: Machine) -> bytes:
+        """The last of what the machine printed on its console, as kept on disk; empty when there is nothing. Called in a thread."""
+        ...
+
+
+class Uploads(Protocol):
+    """Where the bytes of an image that a client brings go."""
+
+    async def upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
+        """Take the whole disk, check it and make it the image's. Raises Invalid, Conflict, Unavailable; then nothing of it stays."""
+        ...
+
+
+class Gauge(Protocol):
+    """A number read when somebody asks for `/metrics`."""
+
+    def __call__(self) -> float: ...
+
+
+async def admit_all(after: Object, before: Object | None) -> Object:
+    """The hook of a daemon without kind-specific rules: everything that decodes is admitted."""
+    del before
+    return after
+
+
+async def no_report(area: str) -> Mapping[str, Any]:
+    """The report of a daemon that has nothing to examine."""
+    return {"area": area, "checks": []}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything the API is built from.
+
+    `admit(after, before)` is asked before every commit of a create (`before` None) or change; it returns the object to store or
+    raises Invalid, Conflict, QuotaExceeded. `owner` is the daemon's uid. `now` is the time as objects write it.
+    """
+
+    store: Store
+    guests: Guests
+    uploads: Uploads
+    now: Callable[[], str]
+    owner: int
+    node: str
+    build: str
+    admit: Callable[[Object, Object | None], Awaitable[Object]] = admit_all
+    doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
+    gauges: Iterable[tuple[str, str, Gauge]] = ()

@@ -1,0 +1,344 @@
+"""The daemon: the only place that names concrete backends; it builds everything, serves it, and stops it in the right order."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from litestar import Litestar
+
+from roost import guest, log
+from roost.api.app import create_app
+from roost.api.server import Server, make_server
+from roost.api.services import Services, no_report
+from roost.build import build_id
+from roost.config import Config, load
+from roost.control.admission import Admission
+from roost.control.events import Recorder, now
+from roost.control.images import ImageReconciler
+from roost.control.images import Pool as ImagePool
+from roost.control.loop import Loop
+from roost.control.machines import Machines, World
+from roost.control.machines import Pool as MachinePool
+from roost.control.nodes import announce, node_name
+from roost.control.pictures import Pictures
+from roost.control.records import Records
+from roost.errors import Conflict, Invalid, Problem, RoostError
+from roost.host import doctor, escapes, failpoints, memory, service
+from roost.host import facts as host_facts
+from roost.host.clock import SystemClock
+from roost.host.jail import program_binds
+from roost.host.paths import MachineFiles, Paths
+from roost.host.sockets import listen_unix
+from roost.hypervisor import seed
+from roost.hypervisor.accel import Accelerator
+from roost.hypervisor.base import DirectBoot, Hypervisor
+from roost.hypervisor.console import RECORD, Record
+from roost.hypervisor.qemu import Qemu
+from roost.model import codec
+from roost.model.facts import HostFacts
+from roost.model.image import Image
+from roost.model.kinds import BY_NAME, key_of
+from roost.model.machine import Machine
+from roost.model.meta import Arch, Meta
+from roost.model.node import Verdict
+from roost.model.project import Project
+from roost.network.usernet import UserNetwork
+from roost.storage.images import Images
+from roost.storage.manifest import Manifest, Progress
+from roost.store.base import Store
+from roost.store.sqlite import SqliteStore
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+_log = log.get(__name__)
+
+
+class Pool(MachinePool, ImagePool, Protocol):
+    """What machines, images and uploads need of the image pool together."""
+
+    async def ensure_upload(
+        self, stream: AsyncIterator[bytes], limit: int, progress: Progress, *, name: str = "upload"
+    ) -> Manifest:
+        """The disk that `stream` delivers."""
+        ...
+
+
+class Engines(NamedTuple):
+    """What really runs machines and makes images on this host; tests bring fakes."""
+
+    hypervisor: Hypervisor
+    pool: Pool
+    verdict: Callable[[], Awaitable[Verdict]]
+    seed: Callable[[Machine, MachineFiles], Awaitable[Path | None]]
+    known: Callable[[str, Arch], bool]
+    doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
+
+
+MakeEngines: TypeAlias = Callable[[Paths, HostFacts], Awaitable[Engines]]
+
+
+class Options(NamedTuple):
+    """How `roost serve` was called. `ready` is a descriptor that is told "ready", or the error, in one line."""
+
+    idle_exit: float | None = None
+    ready: int | None = None
+
+
+class Daemon(NamedTuple):
+    """The parts of a built daemon, not yet serving."""
+
+    app: Litestar
+    store: Store
+    loop: Loop
+    machines: Machines
+    server: Server
+
+
+class _Guests:
+    """The machines' reconciler as the API sees it."""
+
+    def __init__(self, machines: Machines, paths: Paths) -> None:
+        self.guest = machines.guest
+        self._paths = paths
+
+    def record(self, machine: Machine) -> bytes:
+        """What was kept of the machine's console."""
+        return Record(self._paths.machine(machine.meta.uid).console_log).tail(2 * RECORD)
+
+
+class _Here:
+    """The node object of this host: what it is, and the accelerator verdict as soon as one is known."""
+
+    def __init__(self, store: Store, facts: HostFacts, ask: Callable[[], Awaitable[Verdict]]) -> None:
+        self.name = node_name(socket.gethostname())
+        self._store = store
+        self._facts = facts
+        self._ask = ask
+        self._told: Verdict | None = None
+
+    async def announce(self, verdict: Verdict | None = None) -> None:
+        """Write the object."""
+        await announce(self._store, self.name, self._facts, memory.available(), verdict)
+
+    async def verdict(self) -> Verdict:
+        """The verdict; shown in the object when it is a new one."""
+        found = await self._ask()
+        if found != self._told:
+            self._told = found
+            await self.announce(found)
+        return found
+
+
+class _Uploads:
+    """The pool and the images' reconciler as the API sees them."""
+
+    def __init__(self, pool: Pool, reconciler: ImageReconciler) -> None:
+        self._pool = pool
+        self._reconciler = reconciler
+
+    async def upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
+        """Take the disk into the pool, then note it in the object."""
+        manifest = await self._pool.ensure_upload(content, image.spec.limit, lambda text, done: None, name=image.name)
+        await self._reconciler.finish_upload(key_of(BY_NAME["image"], image.project, image.name), manifest)
+
+
+@asynccontextmanager
+async def build(
+    config: Config, *, store: Store | None = None, engines: MakeEngines | None = None
+) -> AsyncIterator[Daemon]:
+    """Everything, wired: the reconcilers run, nothing is served yet. What is not given is the real thing."""
+    paths = Paths.of(config)
+    async with AsyncExitStack() as stack:
+        clock = SystemClock()
+        if store is None:
+            store = await SqliteStore.open(paths.database, clock=clock)
+            stack.push_async_callback(store.close)
+        await failpoints.reach("daemon.store-open")
+        facts = await host_facts.gather(paths.emulators)
+        engine = await (engines or real_engines)(paths, facts)
+        here = _Here(store, facts, engine.verdict)
+        await _ensure_projects(store)
+        await here.announce()
+        loop = Loop(store, clock)
+        pictures = Pictures(store, facts.arch, engine.known, loop.wake)
+
+        world = World(
+            engine.hypervisor, engine.pool, pictures, paths, facts, clock, here.verdict, memory.available, engine.seed
+        )
+        records, recorder = Records(store), Recorder(store)
+        machines = Machines(records, recorder, world, loop.wake, loop.wake_after)
+        stack.push_async_callback(machines.detach)
+        loop.add("machines/", machines)
+        images = ImageReconciler(records, engine.pool, recorder, facts.arch)
+        loop.add("images/", images)
+        for name, work in (("reconcile loop", loop.run()), ("images for machines", pictures.follow())):
+            stack.callback(log.spawn_task(work, name).cancel)
+        stack.push_async_callback(loop.stop)
+        services = Services(
+            store=store,
+            guests=_Guests(machines, paths),
+            uploads=_Uploads(engine.pool, images),
+            now=now,
+            owner=os.getuid(),
+            node=here.name,
+            build=build_id(),
+            admit=Admission(store, facts.arch).admit,
+            doctor=engine.doctor,
+            gauges=(
+                ("roost_guests_running", "Guests that this daemon holds", lambda: float(machines.running())),
+                ("roost_reconciles_queued", "Objects that wait for a reconciler", lambda: float(loop.queued)),
+            ),
+        )
+        app = create_app(services)
+        yield Daemon(app, store, loop, machines, make_server(app, os.getuid()))
+
+
+async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
+    """QEMU in its jail, passt, and the image pool, swept of what an earlier daemon left half made."""
+    pool = Images(paths)
+    await pool.sweep()
+    qemu = Qemu(paths, facts, UserNetwork(facts))
+
+    async def boot() -> tuple[DirectBoot, str]:
+        manifest = await pool.ensure_template("tiny", facts.arch, lambda text, done: None)
+        files = pool.files(manifest.digest)
+        return DirectBoot(files.kernel, files.initramfs, manifest.command_line), manifest.digest
+
+    async def examine(area: str) -> Mapping[str, Any]:
+        return await _examine(area, paths, facts)
+
+    return Engines(qemu, pool, Accelerator(paths, facts, qemu, boot).verdict, _make_seed, pool.offers, examine)
+
+
+async def _make_seed(machine: Machine, files: MachineFiles) -> Path | None:
+    """The cloud-init disk of a machine that has user data, made when it is missing."""
+    if machine.spec.user_data is None:
+        return None
+    if not files.seed.exists():
+        write = partial(seed.write, uid=machine.meta.uid, hostname=machine.spec.hostname or machine.name)
+        await asyncio.to_thread(write, files.seed, user_data=machine.spec.user_data)
+    return files.seed
+
+
+async def _examine(area: str, paths: Paths, facts: HostFacts) -> Mapping[str, Any]:
+    """The report of `doctor`. Raises Invalid for an area that there is none of."""
+    if area == "host":
+        seen = await asyncio.to_thread(doctor.look, Config(paths.state, paths.run))
+        return {"area": area, "findings": [finding._asdict() for finding in doctor.judge(seen)]}
+    if area == "jail":
+        emulator = facts.emulators.get(facts.arch)
+        binds = program_binds(Path(emulator.path)) if emulator is not None else ()
+        report = await escapes.probe(guest.binary(facts.arch, "escape"), binds=binds)
+        attempts = [attempt._asdict() for attempt in report.attempts]
+        return {"area": area, "attempts": attempts, "layers": report.layers, "missing": report.missing}
+    raise Invalid("the request is wrong", problems=[Problem("area", "is not host or jail")])
+
+
+async def _ensure_projects(store: Store) -> None:
+    """The two projects that always exist: `default` for users, `system` for what belongs to the host."""
+    kind = BY_NAME["project"]
+    for name in ("default", "system"):
+        project = Project(name=name, meta=Meta(uid=str(uuid.uuid4()), created=now(), creator="roost"))
+        try:
+            await store.put(key_of(kind, "", name), codec.encode(project), expect=0)
+        except Conflict:
+            continue
+
+
+async def serve(
+    config: Config,
+    options: Options = Options(),  # noqa: B008 - immutable
+    *,
+    engines: MakeEngines | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or idleness; guests go on running. Raises Conflict when another daemon runs, Unavailable, Forbidden."""
+    paths, group = Paths.of(config), service.group_id()
+    service.private_directory(config.state)
+    service.private_directory(config.run, group)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with service.only_one(paths.lock):
+        await failpoints.reach("daemon.locked")
+        async with build(config, engines=engines) as daemon:
+            with listen_unix(config.socket, 0o600 if group is None else 0o660) as listener:
+                listener.listen(BACKLOG)
+                if group is not None:
+                    os.chown(config.socket, -1, group)
+                await failpoints.reach("daemon.before-serve")
+                await _run(daemon, listener, stop, options)
+                config.socket.unlink(missing_ok=True)
+
+
+async def _run(daemon: Daemon, listener: socket.socket, stop: asyncio.Event, options: Options) -> None:
+    """Serve until `stop`, then let requests under way finish."""
+    serving = log.spawn_task(daemon.server.serve(sockets=[listener]), "HTTP server")
+    serving.add_done_callback(lambda _: stop.set())
+    idle = log.spawn_task(_stop_when_idle(daemon, stop, options.idle_exit), "idle watch")
+    try:
+        _tell(options.ready, "ready")
+        service.tell_systemd("READY=1")
+        _log.info("serving", pid=os.getpid(), build=build_id())
+        await stop.wait()
+        _log.info("stopping")
+        service.tell_systemd("STOPPING=1")
+        await failpoints.reach("daemon.stopping")
+    finally:
+        idle.cancel()
+        daemon.server.should_exit = True
+        await asyncio.wait([serving])
+
+
+async def _stop_when_idle(daemon: Daemon, stop: asyncio.Event, seconds: float | None) -> None:
+    """Set `stop` once nothing ran, nothing was done and nobody was connected for `seconds`; never without a bound."""
+    if seconds is None:
+        return
+    loop = asyncio.get_running_loop()
+    since = loop.time()
+    while loop.time() - since < seconds:
+        await asyncio.sleep(min(1.0, seconds / 4))
+        if daemon.server.connections or daemon.machines.running() or not daemon.loop.idle():
+            since = loop.time()
+    stop.set()
+
+
+def _tell(descriptor: int | None, line: str) -> None:
+    """Tell whoever started us, once; they may be gone."""
+    if descriptor is None:
+        return
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+        os.close(descriptor)
+    except OSError:
+        return
+
+
+def main(argv: Sequence[str] | None = None, *, engines: MakeEngines | None = None) -> int:
+    """`roost serve`: run the daemon in the foreground. Returns the exit code (4: another one runs, 6: the host lacks something)."""
+    parser = argparse.ArgumentParser(prog="roost serve", description="run the daemon in the foreground")
+    parser.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end when idle for so long")
+    parser.add_argument("--ready-fd", type=int, metavar="FD", help="descriptor to write one line to when it listens")
+    given = parser.parse_args(argv)
+    config = load()
+    service.harden()
+    log.setup(debug=config.debug)
+    try:
+        asyncio.run(serve(config, Options(given.idle_exit, given.ready_fd), engines=engines))
+    except RoostError as error:
+        words = {"code": error.code, "what": error.what, "why": error.why, "fix": error.fix, "problems": []}
+        _tell(given.ready_fd, json.dumps({"error": words}))
+        sys.stderr.write(f"error: {error}\n")
+        return {"conflict": 4, "forbidden": 5, "unavailable": 6}.get(error.code, 1)
+    return 0
