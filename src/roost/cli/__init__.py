@@ -1,1 +1,1 @@
-"""The command line: the verbs a person types, through the SDK."""
+"""The command line: verbs over the SDK; a verb's module is imported when the verb is used, and not before."""

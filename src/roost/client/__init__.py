@@ -1,1 +1,1 @@
-"""The SDK over HTTP: one sans-I/O core, a synchronous and an asynchronous face."""
+"""The SDK over HTTP. The wire is in protocol, websocket and sse (no I/O); verbs are written once in aio and derived into blocking."""

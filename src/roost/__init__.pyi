@@ -1,0 +1,33 @@
+from roost.client.aio.host import AsyncHost as AsyncHost
+from roost.client.aio.host import connect_async as connect_async
+from roost.client.aio.machines import AsyncMachineHandle as AsyncMachineHandle
+from roost.client.blocking.host import Host as Host
+from roost.client.blocking.host import connect as connect
+from roost.client.blocking.machines import MachineHandle as MachineHandle
+from roost.client.results import Completed as Completed
+from roost.client.results import Output as Output
+from roost.errors import CommandFailed as CommandFailed
+from roost.errors import Conflict as Conflict
+from roost.errors import Forbidden as Forbidden
+from roost.errors import Invalid as Invalid
+from roost.errors import NotFound as NotFound
+from roost.errors import NotStarted as NotStarted
+from roost.errors import OutcomeUnknown as OutcomeUnknown
+from roost.errors import QuotaExceeded as QuotaExceeded
+from roost.errors import RoostError as RoostError
+from roost.errors import Unavailable as Unavailable
+from roost.model.event import Event as Event
+from roost.model.image import Image as Image
+from roost.model.image import ImageSpec as ImageSpec
+from roost.model.machine import Machine as Machine
+from roost.model.machine import MachineSpec as MachineSpec
+from roost.model.machine import MachineStatus as MachineStatus
+from roost.model.machine import Publish as Publish
+from roost.model.machine import Timing as Timing
+from roost.model.machine import User as User
+from roost.model.node import Node as Node
+from roost.model.project import Project as Project
+from roost.model.project import ProjectSpec as ProjectSpec
+from roost.model.project import Quota as Quota
+
+__version__: str

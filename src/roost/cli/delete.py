@@ -1,0 +1,62 @@
+"""The verb delete: machines by name, or one object of any kind."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from roost.cli.context import Context
+from roost.cli.look import KINDS, kind_of
+from roost.cli.power import each
+from roost.cli.verbs import Command
+from roost.cli.waiting import Waiting
+from roost.client.blocking.objects import Objects
+from roost.errors import Invalid, NotFound
+from roost.model.kinds import BY_NAME, Object
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="machines; or a kind and names, as in: image debian:12"
+    )
+    parser.add_argument("--all", action="store_true", help="all machines of the project (asks first)")
+    parser.add_argument("--ignore-missing", action="store_true", help="it is fine when it does not exist")
+    parser.add_argument("--no-wait", action="store_true", help="return at once, not when nothing of it is left")
+
+
+def _delete(context: Context, given: Namespace) -> int:
+    kind, names = "machine", list(given.names)
+    if len(names) > 1 and names[0] in {*KINDS, *KINDS.values()}:
+        kind, names = kind_of(names[0]), names[1:]
+    if bool(names) == given.all:
+        raise Invalid("which machines is not clear", "name machines, or say --all, not both", "roost list")
+    if given.all:
+        names = [str(item["name"]) for item in context.items("machines", project=context.project)]
+        if names:
+            context.confirm(f"delete {len(names)} machines of project {context.project}: {', '.join(names)}?")
+    return delete(context, kind, names, given)
+
+
+def delete(context: Context, kind: str, names: list[str], given: Namespace) -> int:
+    """Delete objects of a kind, and say so."""
+    known = BY_NAME[kind]
+    objects: Objects[Object] = Objects(context.session, known, known.type, context.project)
+    context.goes_on = f"deleting {' '.join(names)} goes on"
+
+    def act(name: str) -> str:
+        try:
+            objects.delete(name, wait=not given.no_wait)
+        except NotFound:
+            if not given.ignore_missing:
+                raise
+            return f"{name} does not exist"
+        return f"{name} is {'being deleted' if given.no_wait else 'deleted'}"
+
+    with Waiting(quiet=context.quiet):
+        return each(context, names, act)
+
+
+COMMANDS = {
+    "delete": Command(
+        _arguments, _delete, "roost delete web db\nroost delete --all --yes\nroost delete image debian:12"
+    )
+}

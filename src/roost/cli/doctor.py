@@ -1,0 +1,96 @@
+"""The verb doctor: what this host lacks, without a daemon; `doctor jail` tries to break out of a real jail."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from importlib import import_module
+from typing import Any
+
+from roost.cli import render
+from roost.cli.output import Output
+from roost.cli.verbs import Command
+from roost.config import load
+from roost.errors import RoostError, Unavailable
+from roost.host import doctor
+
+_COLOURS = {"ok": 32, "warning": 33, "missing": 31, "held": 32, "ESCAPED": 31}
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "area", metavar="AREA", nargs="?", choices=("host", "jail"), default="host", help="host (default) or jail"
+    )
+    parser.add_argument("--fix", action="store_true", help="install the packages that are missing (asks first)")
+
+
+def _doctor(context: Output, given: Namespace) -> int:
+    if given.area == "jail":
+        return _jail(context)
+    findings = doctor.judge(doctor.look(load()))
+    if given.fix and doctor.packages(findings):
+        _install(context, doctor.packages(findings))
+        findings = doctor.judge(doctor.look(load()))
+    if context.output in ("json", "yaml"):
+        render.show([finding._asdict() for finding in findings], context.output, render.Table("findings", ()))
+    else:
+        for finding in findings:
+            if not context.quiet or finding.state != "ok":
+                _print(finding)
+    if doctor.lacking(findings):
+        missing = [finding for finding in findings if finding.state == "missing"]
+        names = ", ".join(finding.name for finding in missing)
+        raise Unavailable("this host can not run machines yet", f"missing: {names}", missing[0].fix)
+    context.say("this host can run machines")
+    return 0
+
+
+def _print(finding: doctor.Finding) -> None:
+    state = render.paint(f"{finding.state:<8}", _COLOURS[finding.state], sys.stdout)
+    print(f"{state} {finding.name:<20} {render.clean(finding.detail)}")
+    if finding.fix:
+        print(f"{'':8} {'':20} fix: {finding.fix}")
+
+
+def _install(context: Output, packages: list[str]) -> None:
+    from roost.host import system  # here, because doctor must run where packages are missing
+
+    sudo = [] if os.getuid() == 0 else ["sudo"]
+    context.confirm(f"install {' '.join(packages)}?")
+    for words in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+        code = system.foreground([*sudo, "apt-get", *words])
+        if code:
+            raise RoostError(
+                "the packages were not installed",
+                f"apt-get {words[0]} ended with code {code}",
+                "look at what it printed",
+            )
+
+
+def _jail(context: Output) -> int:
+    """Start a hostile stand-in in the jail that machines get; each attempt to break out is told."""
+    import asyncio
+
+    attempts: list[Any] = asyncio.run(import_module("roost.host.escapes").probe())
+    escaped = [attempt for attempt in attempts if not attempt.held]
+    if context.output in ("json", "yaml"):
+        render.show([attempt._asdict() for attempt in attempts], context.output, render.Table("attempts", ()))
+    else:
+        for attempt in attempts:
+            word = "held" if attempt.held else "ESCAPED"
+            print(
+                f"{render.paint(f'{word:<8}', _COLOURS[word], sys.stdout)} {attempt.name:<28} {render.clean(attempt.detail)}"
+            )
+    if escaped:
+        names = ", ".join(attempt.name for attempt in escaped)
+        raise RoostError(
+            "the jail does not hold on this host",
+            f"{len(escaped)} of {len(attempts)} attempts got out: {names}",
+            "roost doctor",
+        )
+    context.say(f"the jail held against all {len(attempts)} attempts")
+    return 0
+
+
+COMMANDS = {"doctor": Command(_arguments, _doctor, "roost doctor\nroost doctor --fix\nroost doctor jail", local=True)}

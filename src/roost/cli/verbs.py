@@ -1,0 +1,62 @@
+"""The list of verbs: which module holds each, and its one line of help. Everything else about a verb is in its module."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """Where a verb is and what it does, for `roost --help`. A group of "" hides it."""
+
+    name: str
+    module: str
+    summary: str
+    group: str
+
+
+class Command(NamedTuple):
+    """What a verb's module says about it. `run` gets a Context (an Output when the verb is `local`: it needs no daemon, and not what
+    talking to one needs) and the parsed options; `words`: what follows `--` belongs to the guest, not to us."""
+
+    arguments: Callable[[ArgumentParser], None]
+    run: Callable[..., int]
+    example: str
+    words: bool = False
+    local: bool = False
+
+
+VERBS = (
+    Verb("launch", "launch", "make a machine and start it", "Machines"),
+    Verb("list", "look", "list machines", "Machines"),
+    Verb("show", "look", "show all about machines", "Machines"),
+    Verb("start", "power", "start machines", "Machines"),
+    Verb("stop", "power", "shut machines down", "Machines"),
+    Verb("restart", "power", "shut machines down and start them again", "Machines"),
+    Verb("pause", "power", "stop the virtual CPUs of machines", "Machines"),
+    Verb("resume", "power", "let paused machines go on", "Machines"),
+    Verb("rename", "power", "give a machine another name", "Machines"),
+    Verb("delete", "delete", "delete machines, or an object of another kind", "Machines"),
+    Verb("exec", "inside", "run a command in a machine", "Inside a machine"),
+    Verb("shell", "inside", "open a shell in a machine", "Inside a machine"),
+    Verb("console", "inside", "attach to a machine's serial console", "Inside a machine"),
+    Verb("copy", "files", "copy files into or out of a machine", "Inside a machine"),
+    Verb("logs", "files", "show what a machine's console printed", "Inside a machine"),
+    Verb("template", "images", "list, build, publish and delete templates", "Images"),
+    Verb("image", "images", "list, import, show and delete images", "Images"),
+    Verb("apply", "declare", "make the host as a file says", "Objects"),
+    Verb("diff", "declare", "show what apply would change", "Objects"),
+    Verb("get", "look", "print objects of any kind", "Objects"),
+    Verb("edit", "declare", "change an object in your editor", "Objects"),
+    Verb("events", "look", "show what happened", "Objects"),
+    Verb("project", "projects", "create projects and say who may use them", "Host"),
+    Verb("node", "look", "list nodes", "Host"),
+    Verb("doctor", "doctor", "say what this host lacks, and how to get it", "Host"),
+    Verb("serve", "serve", "run the daemon, or stop it", "Host"),
+    Verb("version", "serve", "print the versions of command and daemon", "Host"),
+    Verb("completion", "completion", "print shell completion", "Host"),
+    Verb("__complete", "completion", "", ""),
+)
+
+BY_NAME = {verb.name: verb for verb in VERBS}

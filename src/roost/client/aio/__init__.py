@@ -1,0 +1,1 @@
+"""The SDK's verbs, written once as coroutines; `roost.client.derive` makes the blocking face of them."""

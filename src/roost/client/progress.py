@@ -1,0 +1,109 @@
+"""When a machine is where it was wanted, how far it is on the way, and which error stopped it: pure functions of its status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from roost.client.results import Progress
+from roost.errors import BY_CODE, NotFound, NotStarted, RoostError
+from roost.model.image import Image
+from roost.model.machine import Machine
+from roost.model.meta import Trouble
+
+
+class Sign(NamedTuple):
+    """What is waited for. `holds` may raise what makes waiting pointless."""
+
+    name: str
+    holds: Callable[[Machine], bool]
+
+
+def _is_running(machine: Machine) -> bool:
+    status = machine.status
+    settled = status.generation >= machine.meta.generation and status.restarts == machine.spec.restarts
+    if status.phase in ("failed", "crashed") and (machine.spec.power == "stopped" or settled):
+        raise failed(machine)
+    if status.phase == "stopped" and machine.spec.power == "stopped":
+        raise NotStarted(
+            f'machine "{machine.name}" does not run',
+            status.exit or "it was stopped meanwhile",
+            f"roost start {machine.name}",
+        )
+    return settled and status.phase == "running" and status.agent != "none"
+
+
+def _is_stopped(machine: Machine) -> bool:
+    return machine.status.process is None and machine.status.phase in ("stopped", "crashed", "failed")
+
+
+def _is_paused(machine: Machine) -> bool:
+    if machine.status.phase in ("failed", "crashed") and machine.spec.power == "stopped":
+        raise failed(machine)
+    return machine.status.phase == "paused"
+
+
+running = Sign("running", _is_running)
+stopped = Sign("stopped", _is_stopped)
+paused = Sign("paused", _is_paused)
+
+
+class Until:
+    """Waits for a sign of several machines, told of each change; a machine deleted meanwhile counts as stopped, else raises NotFound."""
+
+    def __init__(self, sign: Sign, machines: dict[str, Machine]) -> None:
+        self._sign = sign
+        self._waiting = {uid: machine for uid, machine in machines.items() if not sign.holds(machine)}
+        self._seen: set[str] = set()
+
+    def done(self) -> bool:
+        """Whether nothing is waited for any more."""
+        return not self._waiting
+
+    def see(self, machine: Machine) -> None:
+        """A machine as it is now. Raises what the sign raises."""
+        uid = machine.meta.uid
+        self._seen.add(uid)
+        known = self._waiting.get(uid)
+        if known is None or machine.meta.revision < known.meta.revision:
+            return
+        self._waiting[uid] = machine
+        if self._sign.holds(machine):
+            del self._waiting[uid]
+
+    def gone(self, project: str, name: str) -> None:
+        """A machine was deleted. Raises NotFound."""
+        for uid, machine in list(self._waiting.items()):
+            if (machine.project, machine.name) == (project, name):
+                self._lost(uid)
+
+    def all_seen(self) -> None:
+        """All present machines were told: who was not among them is gone. Raises NotFound."""
+        for uid in [uid for uid in self._waiting if uid not in self._seen]:
+            self._lost(uid)
+
+    def _lost(self, uid: str) -> None:
+        machine = self._waiting.pop(uid)
+        if self._sign is not stopped:
+            raise NotFound(f'machine "{machine.name}" is gone', "it was deleted meanwhile", "roost events")
+
+
+def failed(thing: Machine | Image) -> RoostError:
+    """The error that a status keeps, as it was raised."""
+    default = (
+        f'{thing.kind} "{thing.name}" did not start'
+        if isinstance(thing, Machine)
+        else f'image "{thing.name}" is not ready'
+    )
+    trouble = thing.status.error or Trouble(what=default, fix=f"roost events, roost show {thing.name}")
+    return BY_CODE.get(trouble.code, RoostError)(trouble.what, trouble.why, trouble.fix)
+
+
+def progress(machine: Machine) -> Progress:
+    """How far a machine is, in words."""
+    status = machine.status
+    if status.progress:
+        return Progress(status.progress)
+    if status.phase == "running" and status.agent == "none":
+        return Progress("booting")
+    return Progress(status.phase)
