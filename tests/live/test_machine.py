@@ -110,7 +110,7 @@ def test_stop_start_pause_resume_restart_rename_delete(daemon: Daemon) -> None:
     daemon.roost("stop", "renamed")
     stopped = daemon.json("show", "renamed")["status"]
     assert stopped["phase"] == "stopped"
-    assert "kill" not in stopped["exit"], "the guest did not hear its power button"
+    assert "force" not in stopped["exit"], "the guest did not hear its power button"
     assert not Path(f"/proc/{second['status']['pid']}").exists()
     daemon.roost("start", "renamed")
     daemon.roost("exec", "renamed", "--", "true")

@@ -1,0 +1,69 @@
+"""Failpoints: named places where a test makes the daemon die, stall or meet an I/O error (`ROOST_FAILPOINT=name:kill|sleep|eio`)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Mapping
+
+POINTS: tuple[str, ...] = (
+    "daemon.locked",
+    "daemon.store-open",
+    "daemon.before-serve",
+    "daemon.stopping",
+    "api.before-commit",
+    "api.after-commit",
+    "machine.find-image",
+    "machine.await-image",
+    "machine.create-disk",
+    "machine.start",
+    "machine.resume",
+    "machine.pause",
+    "machine.greet",
+    "machine.press-power",
+    "machine.await-end",
+    "machine.kill",
+    "machine.settle-exit",
+    "machine.show-stopped",
+    "machine.show-running",
+    "machine.show-paused",
+    "machine.discard",
+    "machine.remove-files",
+    "machine.remove-object",
+    "machine.started",
+    "machine.resumed",
+)
+"""Every name that `reach` is called with; a test enumerates them and an architecture test holds code and list together."""
+
+ACTIONS = ("kill", "sleep", "eio")
+SLEEP = 3600.0
+"""Seconds that "sleep" stalls: longer than any test waits."""
+
+
+def parse(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """The (name, action) that is armed. Raises ValueError for one that does not exist: a test that arms nothing must not pass."""
+    text = environ.get("ROOST_FAILPOINT", "")
+    if not text:
+        return None
+    name, _, action = text.partition(":")
+    if name not in POINTS or action not in ACTIONS:
+        raise ValueError(
+            f"ROOST_FAILPOINT={text!r}: no such failpoint (names: {', '.join(POINTS)}; actions: {', '.join(ACTIONS)})"
+        )
+    return name, action
+
+
+_armed = parse(os.environ)
+
+
+async def reach(name: str) -> None:
+    """Nothing, unless this name is armed. Raises OSError (EIO) when armed with "eio"."""
+    if _armed is None or _armed[0] != name:
+        return
+    if _armed[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if _armed[1] == "sleep":
+        await asyncio.sleep(SLEEP)
+    raise OSError(errno.EIO, os.strerror(errno.EIO), f"failpoint {name}")

@@ -1,0 +1,137 @@
+"""System calls that Python 3.11 has no function for; stand-alone, for the launcher."""
+
+# contextlib would cost the launcher milliseconds:
+# ruff: noqa: SIM105
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+# The same on every architecture: include/uapi/asm-generic/unistd.h, from 424 on.
+OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
+
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
+_CLONE_PARENT = 0x00008000
+
+MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 32, 4096, 16384, 1 << 18
+MOUNT_RDONLY, MOUNT_NOSUID, MOUNT_NODEV, MOUNT_NOEXEC = 1, 2, 4, 8
+_MNT_DETACH = 2
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
+
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_SECUREBITS = 4, 22, 24, 28
+PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 47
+
+
+def _check(result: int, name: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+def syscall(number: int, *arguments: int | bytes | None) -> int:
+    """A raw system call; bytes go as a pointer to them. Raises OSError."""
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    return _check(_libc.syscall(ctypes.c_long(number), *words), f"system call {number}")
+
+
+def prctl(option: int, first: int = 0, second: int = 0) -> int:
+    """prctl(2). Raises OSError."""
+    words = [ctypes.c_ulong(word) for word in (first, second, 0, 0)]
+    return _check(_libc.prctl(option, *words), f"prctl {option}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). Raises OSError."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def clone_sibling() -> int:
+    """Fork a child whose parent is our own parent, as runc does: it can wait for the child when we are gone.
+
+    Only for a process with one thread that executes another program next. Raises OSError.
+    """
+    number = _CLONE[os.uname().machine]
+    return syscall(number, _CLONE_PARENT | 17, 0, 0, 0, 0)  # 17 is SIGCHLD
+
+
+def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2). Raises OSError."""
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind, data)]
+    _check(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {target}")
+
+
+def detach_root_under(path: str) -> None:
+    """Make the mount at `path` the root, and let go of everything that was below the old one. Raises OSError."""
+    os.chdir(path)
+    _check(_libc.pivot_root(b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
+    os.chdir("/")
+
+
+def open_tree(path: str) -> int:
+    """A descriptor of a private copy of the mount tree at `path`, attached nowhere. Raises OSError."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
+    return syscall(OPEN_TREE, _AT_FDCWD, os.fsencode(path) + b"\0", flags)
+
+
+def attach_tree(tree: int, target: str) -> None:
+    """Mount what `open_tree` gave. Raises OSError."""
+    syscall(MOVE_MOUNT, tree, b"\0", _AT_FDCWD, os.fsencode(target) + b"\0", _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def set_mount_attributes(path: str, attributes: int, *, recursive: bool = True) -> None:
+    """Add MOUNT_* attributes to a mount (and all below it). Raises OSError."""
+    arguments = struct.pack("=4Q", attributes, 0, 0, 0)
+    flags = _AT_RECURSIVE if recursive else 0
+    syscall(MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path) + b"\0", flags, arguments, len(arguments))
+
+
+def drop_bounding_set() -> None:
+    """No exec can ever bring a capability back. Does nothing without CAP_SETPCAP, when no_new_privs alone has to hold."""
+    try:
+        for capability in range(64):
+            prctl(PR_CAPBSET_DROP, capability)
+    except OSError:
+        return  # EINVAL: beyond the last one; EPERM: not allowed
+
+
+def drop_capabilities() -> None:
+    """Empty every capability set of this process, and lock the securebits so that no uid fills one. Raises OSError."""
+    prctl(PR_CAP_AMBIENT, 4)  # PR_CAP_AMBIENT_CLEAR_ALL
+    try:
+        prctl(PR_SET_SECUREBITS, 0x2F)  # no root, no fix-up, no keep: all locked
+    except PermissionError:
+        pass  # without CAP_SETPCAP; then there is nothing that no_new_privs does not hold
+    header, empty = struct.pack("=Ii", 0x20080522, 0), bytes(24)  # _LINUX_CAPABILITY_VERSION_3
+    _check(_libc.capset(header, empty), "capset")
+
+
+def deliver_broken_pipes() -> None:
+    """Undo what Python does to SIGPIPE: an ignored signal stays ignored through an exec.
+
+    SIGXFSZ stays ignored: a program at its file size limit gets an error (EFBIG) instead of its death.
+    """
+    _libc.signal(13, None)  # SIGPIPE, SIG_DFL
+
+
+def set_hostname(name: str) -> None:
+    """sethostname(2). Raises OSError."""
+    _check(_libc.sethostname(name.encode(), len(name.encode())), "sethostname")
+
+
+def load_filter(program: bytes) -> None:
+    """Put a seccomp filter (an array of struct sock_filter) upon this process. Needs no_new_privs. Raises OSError."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
+    pointer = ctypes.create_string_buffer(header, len(header))
+    prctl(PR_SET_SECCOMP, 2, ctypes.addressof(pointer))  # SECCOMP_MODE_FILTER

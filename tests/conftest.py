@@ -1,0 +1,54 @@
+"""What all tests share: private directories, and the time limit of unit tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from roost.config import Config
+
+UNIT_SECONDS = 0.25
+"""CPU seconds a unit test may take; measured in CPU time because others may keep the host busy."""
+MARGIN = 4.0
+"""Over the limit a test is named in the summary, over MARGIN times the limit it fails: interpreters and hosts differ in speed."""
+
+_slow: dict[str, float] = {}
+
+# Tests set the directories they want; what the caller uses must not be found by accident.
+for _name in ("ROOST_HOST", "ROOST_PROJECT", "ROOST_TOKEN", "ROOST_STATE", "ROOST_RUN", "ROOST_FAILPOINT"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Settings with private directories, short enough for socket names."""
+    directory = tmp_path_factory.mktemp("r")
+    (directory / "s").mkdir(mode=0o700)
+    (directory / "r").mkdir(mode=0o700)
+    return Config(state=directory / "s", run=directory / "r")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Hold unit tests to their time."""
+    begin = time.process_time()
+    result = yield
+    used = time.process_time() - begin
+    if "unit" in Path(str(item.path)).parts and used > UNIT_SECONDS:
+        _slow[item.nodeid] = used
+        if used > UNIT_SECONDS * MARGIN:
+            why = f"a unit test took {used:.2f} s of CPU time; the limit is {UNIT_SECONDS} s"
+            pytest.fail(f"{why}: use the virtual clock, or do less", pytrace=False)
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the unit tests that are over their limit."""
+    if _slow:
+        terminalreporter.section(f"unit tests over {UNIT_SECONDS} s of CPU time")
+        for name, used in sorted(_slow.items(), key=lambda entry: -entry[1]):
+            terminalreporter.line(f"{used:6.2f} s  {name}")

@@ -1,0 +1,60 @@
+"""The daemon as `roost serve` starts it, with a hypervisor whose guests are objects in memory and a pool with one image that is always there."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from roost.daemon import Engines, main
+from roost.host.paths import MachineFiles
+from roost.model.machine import Machine
+from roost.model.node import Verdict
+from roost.storage.manifest import Manifest
+from roost.testing.hypervisor import FakeHypervisor
+
+MANIFEST = Manifest(
+    digest="sha256:" + "0" * 64,
+    name="tiny",
+    arch=None,
+    format="none",
+    kernel=True,
+    firmwares=("direct",),
+    agent="roost",
+)
+
+
+class Pool:
+    """One image."""
+
+    async def ensure(self, *_: object, **__: object) -> Manifest:
+        return MANIFEST
+
+    ensure_template = ensure_url = ensure_upload = ensure
+
+    def find(self, digest: str) -> Manifest:
+        return MANIFEST
+
+    def is_current(self, *_: object) -> bool:
+        return True
+
+    async def nothing(self, *_: object) -> None:
+        return None
+
+    delete = collect = create_disk = nothing
+
+
+async def engines(*_: object) -> Engines:
+    """Fakes of everything that starts a process."""
+
+    async def verdict() -> Verdict:
+        return Verdict(accelerator="tcg", reason="a fake")
+
+    async def seed(machine: Machine, files: MachineFiles) -> None:
+        return None
+
+    pool: Any = Pool()
+    return Engines(FakeHypervisor(), pool, verdict, seed, lambda name, arch: True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], engines=engines))

@@ -1,0 +1,32 @@
+"""The two commands of the README on a computer that has nothing but Debian and python3."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from tests.checkout import ROOT
+from tests.needs import needs_program, needs_root
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), needs_root, needs_program("mmdebstrap", "git")]
+
+
+def fresh(*arguments: str) -> str:
+    done = subprocess.run([ROOT / "scripts/fresh-root", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("who", [(), ("--user",)], ids=["root", "user"])
+def test_quickstart_works_in_a_minimal_debian(who: tuple[str, ...]) -> None:
+    said = fresh(*who)
+    took = [float(seconds) for seconds in re.findall(r"^Done in ([\d.]+) s", said, re.MULTILINE)]
+    assert len(took) == 2, said
+    assert took[1] < 10, "the second run finds everything done"
+    assert len(re.findall(r"^  Linux first ", said, re.MULTILINE)) == 2
+
+
+def test_the_rules_hold_in_a_minimal_debian() -> None:
+    assert " passed" in fresh("scripts/test", "--fast").splitlines()[-1]

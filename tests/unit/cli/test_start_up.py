@@ -1,0 +1,58 @@
+"""The command starts fast because a verb imports nothing that it does not use; the time itself is printed, never asserted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.unit.client.served import Served
+
+SLOW = (
+    "asyncio",
+    "msgspec",
+    "yaml",
+    "wsproto",
+    "structlog",
+    "litestar",
+    "uvicorn",
+    "subprocess",
+    "threading",
+    "ssl",
+    "http",
+    "tarfile",
+)
+PROBE = "import sys; from roost.cli.main import main; code = main(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr); sys.exit(code)"
+
+
+def modules(served: Served, *words: str) -> set[str]:
+    environment = {**os.environ, "ROOST_HOST": f"unix:{served.socket}"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words], env=environment, capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [("list",), ("list", "-o", "json"), ("--version",), ("doctor", "-o", "json")])
+def test_a_verb_imports_nothing_that_it_does_not_use(words: tuple[str, ...], daemon: Served) -> None:
+    assert sorted(modules(daemon, *words) & set(SLOW)) == []
+
+
+def test_list_imports_no_other_verb(daemon: Served) -> None:
+    ours = {name for name in modules(daemon, "list") if name.startswith("roost.cli.")}
+    assert ours == {f"roost.cli.{name}" for name in ("context", "look", "main", "options", "output", "render", "verbs")}
+
+
+def test_the_time_of_list_is_told(daemon: Served) -> None:
+    environment = {**os.environ, "ROOST_HOST": f"unix:{daemon.socket}"}
+    took = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "roost.cli.main", "list"], env=environment, capture_output=True, check=True
+        )
+        took.append(time.perf_counter() - begin)
+    print(f"roost list: {min(took) * 1000:.0f} ms (best of {len(took)})")

@@ -1,0 +1,170 @@
+"""What every plan holds, whatever a user wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roost.errors import Invalid, RoostError, Unavailable
+from roost.host.paths import MachineFiles
+from roost.hypervisor.base import DirectBoot, Disk, Launch
+from roost.hypervisor.plan import SEED_SERIAL, Open, Plan, plan
+from roost.model.facts import HostFacts
+from roost.model.meta import GiB, MiB
+
+UID = "7d3f0f5e-2a54-4c0e-9b1e-0b8a5d1c2e3f"
+FILES = MachineFiles(Path("/keep"), Path("/live"))
+HOST = msgspec.json.decode((Path(__file__).parents[2] / "data/hosts/kvm-hangs.json").read_bytes(), type=HostFacts)
+BOOT = DirectBoot(Path("/kernel-file"), Path("/initramfs-file"), "console=ttyS0")
+DISK = Disk(FILES.disk, Path("/image/disk.qcow2"), serial="root")
+LAUNCH = Launch(UID, "x86_64", 1, 512 * MiB, "tcg", "direct", FILES, BOOT, (DISK,), FILES.seed)
+
+HOSTILE = st.text(max_size=60) | st.sampled_from(
+    [
+        ",",
+        "a,b",
+        ",file=/etc/passwd",
+        "x,driver=file",
+        '"',
+        '","x":"',
+        "\n",
+        "\0",
+        " ",
+        "-sandbox",
+        "off",
+        "exec:id",
+        "%s",
+        "/dev/fdset/1",
+    ]
+)
+
+
+def values(decided: Plan, option: str) -> list[str]:
+    """The arguments of every occurrence of an option."""
+    words = decided.argv
+    return [words[index + 1] for index, word in enumerate(words[:-1]) if word == option]
+
+
+def devices(decided: Plan) -> list[dict[str, Any]]:
+    """All devices, in order."""
+    return [json.loads(value) for value in values(decided, "-device")]
+
+
+@pytest.mark.fault(58)
+@given(command_line=HOSTILE, serial=HOSTILE, path=HOSTILE)
+@settings(max_examples=60, deadline=None)
+def test_hostile_strings_change_nothing_but_their_own_place(command_line: str, serial: str, path: str) -> None:
+    plain = plan(LAUNCH, HOST)
+    disk = Disk(Path(f"/keep/{path}"), Path(f"/image/{path}"), serial=serial)
+    boot = DirectBoot(Path(f"/k{path}"), Path(f"/i{path}"), command_line)
+    try:
+        decided = plan(LAUNCH._replace(disks=(disk,), direct=boot), HOST)
+    except Invalid:
+        return
+    assert len(decided.argv) == len(plain.argv)
+    assert values(decided, "-append")[0] == command_line
+    [device] = [entry for entry in devices(decided) if entry.get("id") == "disk0"]
+    assert device.pop("serial") == (serial or "roost-0")
+    expected = next(entry for entry in devices(plain) if entry.get("id") == "disk0")
+    assert device == {name: value for name, value in expected.items() if name != "serial"}
+    place = next(i for i, word in enumerate(plain.argv) if '"id":"disk0"' in word)
+    rest = [word for i, word in enumerate(decided.argv) if i != place]
+    assert [word for word in rest if word != command_line] == [
+        word for i, word in enumerate(plain.argv) if i != place and word != BOOT.command_line and word != command_line
+    ]
+
+
+@pytest.mark.fault(58)
+@given(uid=HOSTILE)
+@settings(max_examples=60, deadline=None)
+def test_a_uid_that_is_no_uuid_is_refused(uid: str) -> None:
+    with pytest.raises(Invalid):
+        plan(LAUNCH._replace(uid=uid), HOST)
+
+
+def test_no_path_of_a_disk_or_socket_is_an_argument() -> None:
+    decided = plan(LAUNCH._replace(firmware="uefi"), HOST)
+    own = ("/keep", "/live", "/image", "/usr/share", "/kernel-file", "/initramfs-file")
+    assert not [word for word in decided.argv[1:] if any(path in word for path in own)]
+
+
+def test_every_layer_of_a_disk_names_its_driver_and_ends_in_no_backing() -> None:
+    nodes = [json.loads(value) for value in values(plan(LAUNCH, HOST), "-blockdev")]
+    assert all("driver" in node for node in nodes)
+    formats = {node["node-name"]: node["backing"] for node in nodes if node["driver"] == "qcow2"}
+    assert formats == {"disk0-base": None, "disk0": "disk0-base"}
+
+
+def test_only_the_machines_own_files_are_writable() -> None:
+    resources = plan(LAUNCH, HOST).resources
+    assert [entry.path for entry in resources if isinstance(entry, Open) and entry.writable] == [FILES.disk]
+
+
+@pytest.mark.fault(88)
+def test_the_seed_is_read_only_and_comes_after_every_other_disk() -> None:
+    forged = Disk(Path("/keep/forged.iso"), format="raw", serial="cidata")
+    decided = plan(LAUNCH._replace(disks=(DISK, forged)), HOST)
+    blocks = [entry for entry in devices(decided) if entry["driver"] == "virtio-blk-pci"]
+    assert [entry["id"] for entry in blocks] == ["disk0", "disk1", "seed"]
+    nodes = [json.loads(value) for value in values(decided, "-blockdev")]
+    assert all(node["read-only"] for node in nodes if node["node-name"].startswith("seed"))
+    assert not next(
+        entry for entry in decided.resources if isinstance(entry, Open) and entry.path == FILES.seed
+    ).writable
+    assert values(decided, "-smbios") == ["type=1,manufacturer=Roost,product=Machine,serial=ds=nocloud"]
+
+
+@pytest.mark.fault(88)
+def test_no_other_disk_may_take_the_serial_of_the_seed() -> None:
+    with pytest.raises(Invalid):
+        plan(LAUNCH._replace(disks=(Disk(FILES.disk, serial=SEED_SERIAL),)), HOST)
+
+
+def test_the_memory_is_one_named_object_of_the_size_of_the_machine() -> None:
+    decided = plan(LAUNCH, HOST)
+    assert json.loads(values(decided, "-object")[0]) == {
+        "qom-type": "memory-backend-ram",
+        "id": "mem",
+        "size": 512 * MiB,
+    }
+    assert "memory-backend=mem" in values(decided, "-machine")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "why"),
+    [
+        ({"memory": 1 << 50}, Unavailable, "memory"),
+        ({"accelerator": "kvm", "arch": "aarch64"}, Unavailable, "not the host's"),
+        ({"direct": None}, Invalid, "no kernel"),
+        ({"direct": None, "arch": "aarch64", "firmware": "bios"}, Invalid, "no BIOS"),
+        ({"arch": "riscv64", "firmware": "uefi", "direct": None}, Unavailable, "no UEFI"),
+    ],
+)
+def test_what_can_not_be_started_is_refused_with_the_reason(
+    changes: dict[str, Any], error: type[RoostError], why: str
+) -> None:
+    with pytest.raises(error) as caught:
+        plan(LAUNCH._replace(**changes), HOST)
+    assert why in caught.value.why
+
+
+def test_a_host_without_qemu_says_how_to_install_it() -> None:
+    with pytest.raises(Unavailable) as caught:
+        plan(LAUNCH, msgspec.structs.replace(HOST, emulators={}))
+    assert caught.value.fix == "sudo apt-get install --no-install-recommends qemu-system-x86"
+
+
+def test_a_kvm_that_may_not_be_opened_is_not_used() -> None:
+    with pytest.raises(Unavailable, match="denied"):
+        plan(LAUNCH._replace(accelerator="kvm"), msgspec.structs.replace(HOST, kvm="denied"))
+
+
+def test_the_translation_cache_grows_with_the_memory_and_stays_bounded() -> None:
+    sizes = [values(plan(LAUNCH._replace(memory=size), HOST), "-accel")[0] for size in (128 * MiB, GiB, 16 * GiB)]
+    assert [size.rpartition("=")[2] for size in sizes] == ["32", "64", "128"]
