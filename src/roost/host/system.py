@@ -102,8 +102,7 @@ class Child:
         """Kill it and its whole process group, and reap it; also under repeated cancellation."""
         if self._process.returncode is None:
             self._kill_group()
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGKILL)
+            processes.signal_pidfd(self.pidfd, signal.SIGKILL)  # should it have left its group
             await asyncio.shield(log.spawn_task(self.wait(), f"reap {self.pid}"))
 
 

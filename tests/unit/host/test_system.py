@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roost.errors import OutcomeUnknown, Unavailable
-from roost.host import system
+from roost.host import processes, system
 
 
 def children() -> set[str]:
@@ -65,6 +65,14 @@ async def test_a_cancelled_run_leaves_no_process_and_no_descriptor() -> None:
         await task
     assert children() == before
     assert open_descriptors() <= descriptors + 1
+
+
+async def test_ending_what_has_ended_closes_its_descriptor() -> None:
+    descriptors = open_descriptors()
+    child = system.start(["true"], (system.NOTHING, system.NOTHING, system.NOTHING))
+    await processes.wait_exit(child.pidfd)
+    await child.end()
+    assert open_descriptors() == descriptors
 
 
 async def test_a_background_process_does_not_hold_up_the_end() -> None:
