@@ -25,7 +25,7 @@ _IN_USE_DELAY = 10.0
 """Seconds until a deletion that waits for machines looks again."""
 
 _SHOW = 0.5
-"""Seconds between two writes of a progress."""
+"""At most two writes of a progress a second."""
 
 _GRACE = 3600.0
 """Seconds an image without an owner stays: one that was just made gets its owner a moment later."""
@@ -60,15 +60,19 @@ class Pool(Protocol):
 
 
 class ImageReconciler:
-    """Brings image objects from pending to ready, and deleted ones out of the pool. `arch` is the host's."""
+    """Brings image objects from pending to ready, and deleted ones out of the pool.
 
-    def __init__(self, records: Records, pool: Pool, recorder: Recorder, arch: Arch) -> None:
+    `arch` is the host's; `show` the seconds between two writes of a progress.
+    """
+
+    def __init__(self, records: Records, pool: Pool, recorder: Recorder, arch: Arch, *, show: float = _SHOW) -> None:
         self._records = records
         self._store = records.store
         self._pool = pool
         self._recorder = recorder
         self._arch = arch
-        self._collected = 0.0
+        self._pause = show
+        self._collected = -_GRACE
 
     async def reconcile(self, key: str) -> None:
         """Bring one image to what is wanted. Raises Retry."""
@@ -150,7 +154,7 @@ class ImageReconciler:
     async def _tell(self, key: str, news: _News) -> NoReturn:
         """Write the progress as it changes, at most twice a second."""
         while True:
-            await asyncio.sleep(_SHOW)
+            await asyncio.sleep(self._pause)
             text, fraction = news.latest
             shown = await self._show(key, lambda status: replace(status, progress=text, fraction=fraction))  # noqa: B023
             if shown is None or shown.meta.deleting is not None:

@@ -21,7 +21,7 @@ from roost.errors import Conflict, Invalid, NotFound, RoostError, Unavailable
 from roost.host import failpoints, files
 from roost.host.clock import Clock
 from roost.host.paths import MachineFiles, Paths
-from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor
+from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor, RunState
 from roost.log import bind, get, spawn_task
 from roost.model.facts import HostFacts
 from roost.model.machine import Machine, Timing
@@ -162,7 +162,7 @@ class Machines:
         if held.guest is None and held.exit is None and not held.looked:
             await self._adopt(machine, held)
         image = await self._look_at_image(machine, held)
-        state = await held.guest.state() if held.guest is not None else None
+        state = await _state_of(held.guest)
         if state == "gone":
             held.exit = held.exit or await held.guest_wait()
             held.guest, state = None, None
@@ -474,6 +474,14 @@ class Machines:
         if held.guest is None:
             raise Retry("the process ended meanwhile", after=0)
         return held.guest
+
+
+async def _state_of(guest: Guest | None) -> RunState | None:
+    try:
+        return await guest.state() if guest is not None else None
+    except RoostError as error:
+        # It does not answer while it ends; its end wakes us.
+        raise Retry(str(error), after=0.5) from error
 
 
 async def _set_up(agent: Agent, machine: Machine) -> tuple[str, ...]:
