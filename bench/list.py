@@ -48,11 +48,11 @@ def libvirt() -> Iterator[list[str]]:
         virsh = ["virsh", "-c", f"qemu+unix:///system?socket={directory}/libvirt-sock"]
         names = [f"roost-bench-{number}" for number in range(MACHINES)]
         try:
-            wait_for(Path(directory) / "libvirt-sock")
+            wait_for([*virsh, "list"])
             for name in names:
                 document = Path(directory) / f"{name}.xml"
                 document.write_text(DOMAIN.format(name=name))
-                subprocess.run([*virsh, "define", str(document)], check=True, capture_output=True)
+                wait_for([*virsh, "define", str(document)])
             yield virsh
         finally:
             for name in names:
@@ -61,13 +61,13 @@ def libvirt() -> Iterator[list[str]]:
             daemon.wait()
 
 
-def wait_for(path: Path) -> None:
-    """Until a file is there; at most ten seconds."""
-    deadline = time.monotonic() + 10
-    while not path.exists():
+def wait_for(command: list[str]) -> None:
+    """Until a command succeeds; at most a minute."""
+    deadline = time.monotonic() + 60
+    while (done := subprocess.run(command, check=False, capture_output=True, text=True)).returncode:
         if time.monotonic() > deadline:
-            raise SystemExit(f"{path} did not appear")
-        time.sleep(0.05)
+            raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+        time.sleep(0.1)
 
 
 def roost_command() -> list[str]:

@@ -25,6 +25,7 @@ from roost.api.services import Services, no_report
 from roost.build import build_id
 from roost.config import Config, load
 from roost.control.admission import Admission
+from roost.control.custody import Custody
 from roost.control.events import Recorder, now
 from roost.control.images import ImageReconciler
 from roost.control.images import Pool as ImagePool
@@ -35,7 +36,7 @@ from roost.control.nodes import announce, node_name
 from roost.control.pictures import Pictures
 from roost.control.records import Records
 from roost.errors import Conflict, Invalid, Problem, RoostError
-from roost.host import doctor, escapes, failpoints, memory, service
+from roost.host import cgroups, doctor, escapes, failpoints, memory, service
 from roost.host import facts as host_facts
 from roost.host.clock import SystemClock
 from roost.host.jail import program_binds
@@ -55,10 +56,14 @@ from roost.model.meta import Arch, Meta
 from roost.model.node import Verdict
 from roost.model.project import Project
 from roost.network.usernet import UserNetwork
+from roost.storage import fetch
 from roost.storage.images import Images
 from roost.storage.manifest import Manifest, Progress
 from roost.store.base import Store
 from roost.store.sqlite import SqliteStore
+
+MACHINE_WORKERS = 64
+"""Machines worked on at once: a step may wait for a guest (its set-up, its end), and others must not wait with it."""
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -102,15 +107,15 @@ class Daemon(NamedTuple):
     app: Litestar
     store: Store
     loop: Loop
-    machines: Machines
+    custody: Custody
     server: Server
 
 
 class _Guests:
-    """The machines' reconciler as the API sees it."""
+    """The machines that run, as the API sees them."""
 
-    def __init__(self, machines: Machines, paths: Paths) -> None:
-        self.guest = machines.guest
+    def __init__(self, custody: Custody, paths: Paths) -> None:
+        self.guest = custody.guest
         self._paths = paths
 
     def record(self, machine: Machine) -> bytes:
@@ -175,12 +180,23 @@ async def build(
         pictures = Pictures(store, facts.arch, engine.known, loop.wake)
 
         world = World(
-            engine.hypervisor, engine.pool, pictures, paths, facts, clock, here.verdict, memory.available, engine.seed
+            engine.hypervisor,
+            engine.pool,
+            pictures,
+            paths,
+            facts,
+            clock,
+            here.verdict,
+            memory.available,
+            engine.seed,
+            here.name,
         )
         records, recorder = Records(store), Recorder(store)
-        machines = Machines(records, recorder, world, loop.wake, loop.wake_after)
-        stack.push_async_callback(machines.detach)
-        loop.add("machines/", machines)
+        custody = Custody(engine.hypervisor, paths, clock, facts.boot, loop.wake)
+        machines = Machines(records, recorder, custody, world, loop.wake_after)
+        stack.push_async_callback(custody.detach)
+        await custody.sweep(await records.machine_uids())
+        loop.add("machines/", machines, workers=MACHINE_WORKERS)
         images = ImageReconciler(records, engine.pool, recorder, facts.arch)
         loop.add("images/", images)
         for name, work in (("reconcile loop", loop.run()), ("images for machines", pictures.follow())):
@@ -188,7 +204,7 @@ async def build(
         stack.push_async_callback(loop.stop)
         services = Services(
             store=store,
-            guests=_Guests(machines, paths),
+            guests=_Guests(custody, paths),
             uploads=_Uploads(engine.pool, images),
             now=now,
             owner=os.getuid(),
@@ -197,18 +213,19 @@ async def build(
             admit=Admission(store, facts.arch).admit,
             doctor=engine.doctor,
             gauges=(
-                ("roost_guests_running", "Guests that this daemon holds", lambda: float(machines.running())),
+                ("roost_guests_running", "Guests that this daemon holds", lambda: float(custody.running())),
                 ("roost_reconciles_queued", "Objects that wait for a reconciler", lambda: float(loop.queued)),
             ),
         )
         app = create_app(services)
-        yield Daemon(app, store, loop, machines, make_server(app, os.getuid()))
+        yield Daemon(app, store, loop, custody, make_server(app, os.getuid()))
 
 
 async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     """QEMU in its jail, passt, and the image pool, swept of what an earlier daemon left half made."""
-    pool = Images(paths)
+    pool = Images(paths, allow=fetch.parse_allow(os.environ.get("ROOST_FETCH_ALLOW", "")))
     await pool.sweep()
+    await asyncio.to_thread(_prepare_jails, facts)
     qemu = Qemu(paths, facts, UserNetwork(facts))
 
     async def boot() -> tuple[DirectBoot, str]:
@@ -220,6 +237,13 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
         return await _examine(area, paths, facts)
 
     return Engines(qemu, pool, Accelerator(paths, facts, qemu, boot).verdict, _make_seed, pool.offers, examine)
+
+
+def _prepare_jails(facts: HostFacts) -> None:
+    """Remove control groups of machines that are gone, and read once which libraries the emulators need, so that no launch waits for it."""
+    cgroups.remove_stale()
+    for emulator in facts.emulators.values():
+        program_binds(Path(emulator.path))
 
 
 async def _make_seed(machine: Machine, files: MachineFiles) -> Path | None:
@@ -309,7 +333,7 @@ async def _stop_when_idle(daemon: Daemon, stop: asyncio.Event, seconds: float | 
     since = loop.time()
     while loop.time() - since < seconds:
         await asyncio.sleep(min(1.0, seconds / 4))
-        if daemon.server.connections or daemon.machines.running() or not daemon.loop.idle():
+        if daemon.server.connections or daemon.custody.running() or not daemon.loop.idle():
             since = loop.time()
     stop.set()
 

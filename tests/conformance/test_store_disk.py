@@ -293,6 +293,16 @@ async def test_a_failed_fsync_is_final_until_the_store_is_opened_again(tmp_path:
     await store.close()
 
 
+async def test_every_commit_waits_for_an_fsync(tmp_path: Path) -> None:
+    disk = Disk("sync", apsw.SQLITE_IOERR_FSYNC, 10_000)
+    store = await SqliteStore.open(tmp_path / "roost.db", clock=VirtualClock(), connect=disk.connect)
+    for number in range(3):
+        before = disk.left
+        await store.put("a", b"%d" % number)
+        assert disk.left < before
+    await store.close()
+
+
 @pytest.mark.fault(12)
 async def test_a_failed_fsync_of_a_checkpoint_is_final_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk("sync", apsw.SQLITE_IOERR_FSYNC, 10_000)

@@ -20,11 +20,14 @@ ON_LAUNCH = tuple(
     if point
     in {
         "api.before-commit", "api.after-commit",
-        "machine.find-image", "machine.create-disk", "machine.start", "machine.started", "machine.resume", "machine.resumed",
+        "machine.create-disk", "machine.start", "machine.started", "machine.resume", "machine.resumed",
         "machine.show-running", "machine.greet",
     }
 )  # fmt: skip
 """Where a launch passes, from the request to the first answer."""
+
+ON_IMAGE = ("machine.find-image", "machine.await-image")
+"""Where a launch also passes when its project does not know the image yet."""
 
 ON_STOP = ("machine.press-power", "machine.await-end", "machine.settle-exit", "machine.show-stopped")
 ON_PAUSE = ("machine.pause",)
@@ -34,7 +37,10 @@ ON_DELETE = ("machine.kill", "machine.remove-files", "machine.remove-object")
 @pytest.fixture(scope="module")
 def crashing() -> Iterator[Daemon]:
     """A daemon to be killed, with one machine that must live through it all."""
-    made = Daemon().start()
+    made = Daemon()
+    # Naming the socket keeps the commands from starting a daemon of their own when this one dies.
+    made.environ["ROOST_HOST"] = f"unix:{made.socket}"
+    made.start()
     try:
         made.roost("launch", "tiny", "survivor", "--memory", "128MiB", timeout=300)
         yield made
@@ -93,6 +99,19 @@ def test_a_daemon_killed_during_a_launch(victim: Daemon, point: str) -> None:
     assert again.returncode in (0, 4)
     _phase(victim, "child", "running")
     victim.roost("exec", "child", "--", "true")
+    _survivor_answers(victim, pid)
+
+
+@pytest.mark.parametrize("point", ON_IMAGE)
+def test_a_daemon_killed_while_a_machine_waits_for_its_image(victim: Daemon, point: str) -> None:
+    pid = _pid(victim)
+    project = f"p-{secrets.token_hex(4)}"
+    victim.roost("project", "create", project)
+    _arm(victim, point)
+    _dies(victim, lambda: victim.roost("launch", "tiny", "child", "--project", project, check=False, timeout=60))
+    victim.start()
+    victim.roost("start", "child", "--project", project)
+    victim.roost("exec", "--project", project, "child", "--", "true")
     _survivor_answers(victim, pid)
 
 

@@ -19,6 +19,18 @@ def fresh(*arguments: str) -> str:
     return done.stdout
 
 
+def shape(text: str) -> list[str]:
+    """The lines, with numbers as #; without progress, and without what depends on the host."""
+    varying = re.compile(r" \.\.\. |^  (Linux|Note:) |^  Making a minimal")
+    return [re.sub(r"[\d.]+", "#", line) for line in text.splitlines() if line and not varying.search(line)]
+
+
+def test_the_readme_shows_what_quickstart_prints() -> None:
+    shown = (ROOT / "README.md").read_text().partition("```text\n")[2].partition("```")[0]
+    said = fresh("scripts/quickstart")
+    assert shape(said) == shape(shown)
+
+
 @pytest.mark.parametrize("who", [(), ("--user",)], ids=["root", "user"])
 def test_quickstart_works_in_a_minimal_debian(who: tuple[str, ...]) -> None:
     said = fresh(*who)

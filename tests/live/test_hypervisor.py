@@ -96,6 +96,14 @@ async def output(agent: Agent, *argv: str) -> bytes:
     return b"".join([chunk.data async for chunk in session.output()])
 
 
+async def pressed(guest: Guest) -> None:
+    """Press the power button until it is heard: a guest that has just come up may not listen yet."""
+    ended = asyncio.ensure_future(guest.wait())
+    while not ended.done():
+        await guest.press_power()
+        await asyncio.wait([ended], timeout=2)
+
+
 def status(pid: int) -> dict[str, str]:
     """/proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -114,8 +122,8 @@ async def test_a_machine_starts_paused_runs_answers_and_shuts_down(world: World)
         assert await guest.state() == "paused"
         await guest.resume()
         assert await guest.state() == "running"
-        await guest.press_power()
-        ended = await asyncio.wait_for(guest.wait(), 30)
+        await asyncio.wait_for(pressed(guest), 60)
+        ended = await guest.wait()
         assert (ended.clean, ended.reason) == (True, "the guest shut down")
         assert await guest.state() == "gone"
         assert changes
@@ -129,12 +137,9 @@ async def test_every_layer_of_the_jail_is_around_the_running_machine(world: Worl
         assert inside["Seccomp"] == "2"
         assert inside["NSpid"].split()[-1] == "1"
         assert os.getuid() != 0 or int(inside["Uid"].split()[0]) > 300_000
+        ours, theirs = (Path(f"/proc/{pid}/ns") for pid in ("self", guest.process.pid))
         spaces = ("net", "mnt", "pid", "ipc", "uts", "user")
-        shared = [
-            name
-            for name in spaces
-            if os.readlink(f"/proc/{guest.process.pid}/ns/{name}") == os.readlink(f"/proc/self/ns/{name}")
-        ]
+        shared = [name for name in spaces if (ours / name).readlink() == (theirs / name).readlink()]
         assert not shared
         assert guest.isolation.boundary == "jail"
         assert {"landlock", "seccomp", "no capabilities"} <= set(guest.isolation.layers)
@@ -169,7 +174,7 @@ async def test_a_foreign_process_with_the_recorded_pid_is_neither_taken_over_nor
 ) -> None:
     launch = world.launch()
     launch.files.live.mkdir(parents=True)
-    with subprocess.Popen(["sleep", "60"]) as foreign:
+    with subprocess.Popen(["sleep", "60"]) as foreign:  # noqa: ASYNC220
         try:
             own = processes.identify(foreign.pid)
             assert own is not None

@@ -134,7 +134,8 @@ async def test_a_frame_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     async with pair(play) as client:
         session = await started(client)
         with pytest.raises(OutcomeUnknown, match="did not end it within"):
-            [chunk async for chunk in session.output()]
+            async with asyncio.timeout(5):
+                [chunk async for chunk in session.output()]
 
 
 async def test_damage_ends_the_connection() -> None:

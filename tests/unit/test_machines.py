@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from roost.control.custody import Custody
 from roost.control.events import Recorder
 from roost.control.loop import Loop
 from roost.control.machines import Machines, World
@@ -74,7 +75,8 @@ class Bench:
             memory_free=lambda: self.memory_free,
             seed=_no_seed,
         )
-        self.machines = Machines(Records(self.store), Recorder(self.store), world, self.loop.wake, self.loop.wake_after)
+        self.custody = Custody(self.hypervisor, self.paths, self.clock, FACTS.boot, self.loop.wake)
+        self.machines = Machines(Records(self.store), Recorder(self.store), self.custody, world, self.loop.wake_after)
         self.loop.add("machines/", self.machines)
         self.tasks = [spawn_task(self.loop.run(), "loop"), spawn_task(self.pictures.follow(), "pictures")]
 
@@ -286,7 +288,7 @@ async def test_a_new_control_plane_takes_back_what_runs(running: Bench) -> None:
     running.begin()
     await running.settle()
     assert len(running.hypervisor.launches) == 1
-    assert await (await running.machines.guest(await running.get())).state() == "running"
+    assert await (await running.custody.guest(await running.get())).state() == "running"
 
 
 async def test_what_ended_unseen_is_reported(running: Bench) -> None:

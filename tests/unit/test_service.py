@@ -79,3 +79,12 @@ def test_every_failpoint_in_the_code_is_in_the_register() -> None:
 def test_every_step_of_a_machine_is_a_failpoint() -> None:
     steps = {point for point in failpoints.POINTS if point.startswith("machine.")}
     assert steps == {f"machine.{step}" for step in get_args(plan.Step)} | {"machine.started", "machine.resumed"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory to a group")
+def test_members_of_the_group_may_pass_through_to_the_socket(tmp_path: Path) -> None:
+    group = service.group_id("nogroup")
+    assert group is not None and service.group_id("no-such-group") is None
+    service.private_directory(tmp_path / "run", group)
+    seen = (tmp_path / "run").stat()
+    assert (stat.S_IMODE(seen.st_mode), seen.st_gid) == (0o710, group)

@@ -230,6 +230,19 @@ async def test_history_is_bounded_in_revisions_and_in_bytes(path: Path, monkeypa
         assert await store.list("") == expected
 
 
+async def test_compaction_leaves_one_row_for_each_value_and_none_for_what_is_gone(path: Path) -> None:
+    async with opened(path) as store:
+        for _ in range(5):
+            lease = await store.grant(60)
+            await store.put("leased", b"", lease=lease)
+            await store.put("kept", b"")
+            await store.compact(1000)
+            await store.revoke(lease)
+            await store.compact(1000)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT key FROM log").fetchall() == [(b"kept",)]
+
+
 async def test_the_files_do_not_grow_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roost.store.state, "HISTORY_REVISIONS", 20)
     monkeypatch.setattr("roost.store.sqlite.CHECKPOINT_BYTES", 200_000)

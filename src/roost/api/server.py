@@ -35,7 +35,7 @@ MAX_CONNECTIONS = 1024
 """Connections in all; admins may use every one of them."""
 MAX_CONNECTIONS_PER_UID = 256
 """Connections of one uid that is no admin, so that it can not lock out the others."""
-STOP_SECONDS = 3
+STOP_SECONDS = 1
 """Time that requests under way get when the server ends."""
 
 

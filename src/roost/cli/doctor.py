@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from importlib import import_module
 from typing import Any
 
 from roost.cli import render
@@ -14,6 +13,9 @@ from roost.cli.verbs import Command
 from roost.config import load
 from roost.errors import RoostError, Unavailable
 from roost.host import doctor
+
+PATIENCE = 180.0
+"""Seconds that the attempts may take together."""
 
 _COLOURS = {"ok": 32, "warning": 33, "missing": 31, "held": 32, "ESCAPED": 31}
 
@@ -27,7 +29,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _doctor(context: Output, given: Namespace) -> int:
     if given.area == "jail":
-        return _jail(context)
+        return _with_daemon(given)
     findings = doctor.judge(doctor.look(load()))
     if given.fix and doctor.packages(findings):
         _install(context, doctor.packages(findings))
@@ -44,6 +46,18 @@ def _doctor(context: Output, given: Namespace) -> int:
         raise Unavailable("this host can not run machines yet", f"missing: {names}", missing[0].fix)
     context.say("this host can run machines")
     return 0
+
+
+def _with_daemon(given: Namespace) -> int:
+    """Only here, because the rest of this verb must run where the packages that talk to a daemon are missing."""
+    from roost.cli.context import Context
+    from roost.client.protocol import path
+
+    context = Context(given)
+    try:
+        return _jail(context, context.session.call("GET", path("doctor", area="jail"), timeout=PATIENCE))
+    finally:
+        context.close()
 
 
 def _print(finding: doctor.Finding) -> None:
@@ -68,28 +82,23 @@ def _install(context: Output, packages: list[str]) -> None:
             )
 
 
-def _jail(context: Output) -> int:
-    """Start a hostile stand-in in the jail that machines get; each attempt to break out is told."""
-    import asyncio
-
-    attempts: list[Any] = asyncio.run(import_module("roost.host.escapes").probe())
-    escaped = [attempt for attempt in attempts if not attempt.held]
+def _jail(context: Output, report: dict[str, Any]) -> int:
+    """Tell what a hostile stand-in tried, that the daemon started in the jail of machines."""
+    attempts: list[dict[str, Any]] = report["attempts"]
+    escaped = [attempt["name"] for attempt in attempts if not attempt["held"]]
     if context.output in ("json", "yaml"):
-        render.show([attempt._asdict() for attempt in attempts], context.output, render.Table("attempts", ()))
+        render.show(report, context.output, render.Table("attempts", ()))
     else:
         for attempt in attempts:
-            word = "held" if attempt.held else "ESCAPED"
-            print(
-                f"{render.paint(f'{word:<8}', _COLOURS[word], sys.stdout)} {attempt.name:<28} {render.clean(attempt.detail)}"
-            )
+            word = "held" if attempt["held"] else "ESCAPED"
+            told = f"{attempt['name']:<28} {attempt['detail']}"
+            print(f"{render.paint(f'{word:<8}', _COLOURS[word], sys.stdout)} {render.clean(told)}")
+        for missing in report["missing"]:
+            context.warn(f"this jail lacks a layer: {missing}")
     if escaped:
-        names = ", ".join(attempt.name for attempt in escaped)
-        raise RoostError(
-            "the jail does not hold on this host",
-            f"{len(escaped)} of {len(attempts)} attempts got out: {names}",
-            "roost doctor",
-        )
-    context.say(f"the jail held against all {len(attempts)} attempts")
+        why = f"{len(escaped)} of {len(attempts)} attempts got out: {', '.join(escaped)}"
+        raise RoostError("the jail does not hold on this host", why, "roost doctor")
+    context.say(f"the jail held against all {len(attempts)} attempts; its layers: {', '.join(report['layers'])}")
     return 0
 
 

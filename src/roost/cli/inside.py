@@ -31,6 +31,14 @@ def _exec_arguments(parser: ArgumentParser) -> None:
         "-t", "--terminal", action="store_true", default=None, help="with a terminal (default: when you have one)"
     )
     parser.add_argument("-T", "--no-terminal", dest="terminal", action="store_false", help="without a terminal")
+    parser.add_argument(
+        "-i",
+        "--interactive",
+        dest="no_stdin",
+        action="store_false",
+        default=False,
+        help="hand on standard input (the default)",
+    )
     parser.add_argument("-n", "--no-stdin", action="store_true", help="do not hand on standard input")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="kill it after this time (exit code 124)")
     parser.add_argument("name", metavar="NAME")

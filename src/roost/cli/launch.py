@@ -163,12 +163,8 @@ def _tell(context: Context, made: list[MachineHandle], *, waited: bool) -> None:
         if context.quiet:
             print(machine.name)
             continue
-        status, seconds = machine.status, machine.timing.total
-        how = (
-            f"runs after {seconds:.1f} s ({status.accelerator}, {machine.timing.path or 'cold'})"
-            if waited
-            else "is starting"
-        )
+        after = f" after {machine.timing.total:.1f} s" if machine.timing.total else ""
+        how = f"runs{after} ({machine.status.accelerator})" if waited else "is starting"
         print(f"{machine.name} {how}; next: roost exec {machine.name} -- uname -a")
 
 

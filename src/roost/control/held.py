@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from roost.hypervisor.base import Exit, Guest
 from roost.model.machine import Timing
 from roost.model.meta import Trouble
 
+AgentKind: TypeAlias = Literal["roost", "qemu-ga", "ssh", "absent"]
+"""Who answers inside a guest; "absent" when nobody did for long."""
+
 
 class Held:
     """One machine's guest, how it ended, and the marks of its way up (seconds on the injected clock)."""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self) -> None:
+        self.key = ""
         self.guest: Guest | None = None
         self.exit: Exit | None = None
-        self.looked = False
-        self.agent: Literal["roost", "qemu-ga", "ssh", "absent"] | None = None
+        self.looked = asyncio.Event()
+        self.agent: AgentKind | None = None
         self.pressed: float | None = None
         self.reason = ""
         self.digest = ""
@@ -55,11 +58,6 @@ class Held:
             path="cold" if self._began is not None else "",
             **{step: self.seconds(step) for step in ("image", "disk", "process", "agent", "total")},
         )
-
-    async def guest_wait(self) -> Exit:
-        """How the guest ended, now that it is known to be gone."""
-        assert self.guest is not None
-        return await self.guest.wait()
 
     def forget_process(self) -> None:
         """The process is gone and written down: the next start begins afresh."""

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from roost.control.base import Retry
+from roost.control.custody import AGENT_SECONDS, Custody
 from roost.control.endings import ended, failed, was_asked
 from roost.control.events import Recorder
 from roost.control.held import Held
@@ -17,19 +18,16 @@ from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setu
 from roost.control.pictures import Pictures
 from roost.control.plan import Seen, Step, next_step
 from roost.control.records import Records
-from roost.errors import Conflict, Invalid, NotFound, RoostError, Unavailable
+from roost.errors import Invalid, NotFound, RoostError, Unavailable
 from roost.host import failpoints, files
 from roost.host.clock import Clock
 from roost.host.paths import MachineFiles, Paths
 from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor, RunState
-from roost.log import bind, get, spawn_task
+from roost.log import bind
 from roost.model.facts import HostFacts
 from roost.model.machine import Machine, Timing
 from roost.model.node import Verdict
 from roost.storage.manifest import Manifest
-
-AGENT_SECONDS = 300.0
-"""Longest a start waits for an answer from inside; Debian's own cloud images take some 100 s under emulation."""
 
 SETUP_SECONDS = 60.0
 """Longest the first-boot set-up may take."""
@@ -63,25 +61,25 @@ class World(NamedTuple):
     verdict: Callable[[], Awaitable[Verdict]]
     memory_free: Callable[[], int]
     seed: Callable[[Machine, MachineFiles], Awaitable[Path | None]]
+    node: str = ""
 
 
 class Machines:
-    """Brings machines from what is to what is wanted. `wake` and `wake_after` are the loop's."""
+    """Brings machines from what is to what is wanted. `wake_after` is the loop's."""
 
     def __init__(
         self,
         records: Records,
         recorder: Recorder,
+        custody: Custody,
         world: World,
-        wake: Callable[[str], None],
         wake_after: Callable[[str, float], None],
     ) -> None:
         self._records = records
         self._recorder = recorder
         self._world = world
-        self._wake = wake
+        self._custody = custody
         self._wake_after = wake_after
-        self._held: dict[str, Held] = {}
         self._acts: dict[Step, Callable[[str, Machine, Held], Awaitable[None]]] = {
             "find-image": self._find_image,
             "await-image": self._await_image,
@@ -110,37 +108,12 @@ class Machines:
             except NotFound:
                 return
             with bind(machine=machine.name, project=machine.project):
-                held = self._held.setdefault(machine.meta.uid, Held(key))
-                held.key = key
+                held = self._custody.of(machine)
                 step = next_step(machine, await self._observe(machine, held))
                 if step is None:
                     return
                 if not await self._do(step, key, machine, held):
                     return
-
-    async def guest(self, machine: Machine) -> Guest:
-        """The running guest of a machine. Raises Conflict when it does not run."""
-        held = self._held.get(machine.meta.uid)
-        if held is None or held.guest is None:
-            what = f'machine "{machine.name}" is not running'
-            raise Conflict(what, why=f"it is {machine.status.phase}", fix=f"roost start {machine.name}")
-        return held.guest
-
-    def record(self, machine: Machine) -> Path:
-        """The file that keeps the last of what the machine printed on its console; may not exist."""
-        return self._world.paths.machine(machine.meta.uid).console_log
-
-    def running(self) -> int:
-        """How many guests are held."""
-        return sum(held.guest is not None for held in self._held.values())
-
-    async def detach(self) -> None:
-        """Let go of every guest without touching it."""
-        for held in self._held.values():
-            held.stop_waiting()
-            if held.guest is not None:
-                await held.guest.detach()
-                held.guest = None
 
     async def _do(self, step: Step, key: str, machine: Machine, held: Held) -> bool:
         """Act; True to look again at once. A step that can not succeed as things are is written down as a failure."""
@@ -159,13 +132,12 @@ class Machines:
 
     async def _observe(self, machine: Machine, held: Held) -> Seen:
         where = self._world.paths.machine(machine.meta.uid)
-        if held.guest is None and held.exit is None and not held.looked:
-            await self._adopt(machine, held)
+        await self._custody.take_back(machine, held)
         image = await self._look_at_image(machine, held)
         state = await _state_of(held.guest)
         if state == "gone":
-            held.exit = held.exit or await held.guest_wait()
-            held.guest, state = None, None
+            # Its end is being awaited already; that wakes us with the reason.
+            raise Retry("the process is ending", after=0.5)
         return Seen(
             guest=state,
             exit=held.exit,
@@ -193,55 +165,6 @@ class Machines:
             held.trouble = picture.trouble if held.under_way else None
             return "building" if held.under_way else "unknown"
         return picture.state
-
-    async def _adopt(self, machine: Machine, held: Held) -> None:
-        """After a restart of the daemon: take back what runs, or find out that it ended meanwhile."""
-        held.looked = True
-        guest = await self._world.hypervisor.adopt(self._world.paths.machine(machine.meta.uid), machine.meta.uid)
-        if guest is not None:
-            get(__name__).info("machine adopted", pid=guest.process.pid)
-            self._hold(held, guest)
-            if machine.status.agent != "none":
-                held.agent = machine.status.agent
-            if held.agent in (None, "absent"):
-                self._expect_agent(held, guest)
-            return
-        before = machine.status.process
-        if before is not None and before.boot == self._world.facts.boot:
-            held.exit = Exit("it ended while Roost was not there to see it", clean=machine.status.phase == "stopping")
-
-    def _hold(self, held: Held, guest: Guest) -> None:
-        held.guest, held.exit, held.looked = guest, None, True
-        guest.on_change = lambda: self._wake(held.key)
-        held.waiter = spawn_task(self._await_exit(held, guest), f"exit of {held.key}")
-
-    async def _await_exit(self, held: Held, guest: Guest) -> None:
-        ended = await guest.wait()
-        if held.guest is guest:
-            held.guest = None
-            held.exit = Exit(held.reason, clean=False) if held.reason else ended
-            held.reason = ""
-        self._wake(held.key)
-
-    def _expect_agent(self, held: Held, guest: Guest) -> None:
-        held.listener = spawn_task(self._await_agent(held, guest), f"agent of {held.key}")
-
-    async def _await_agent(self, held: Held, guest: Guest) -> None:
-        """The first answer wins; an image that brings no agent is not waited for without end, but an answer is never too late."""
-        asking = spawn_task(guest.agent(), f"first answer of {held.key}")
-        try:
-            _, late = await asyncio.wait([asking], timeout=AGENT_SECONDS)
-            if late:
-                self._answered(held, guest, "absent")
-            self._answered(held, guest, (await asking).kind)
-        finally:
-            asking.cancel()
-
-    def _answered(self, held: Held, guest: Guest, kind: Literal["roost", "qemu-ga", "ssh", "absent"]) -> None:
-        if held.guest is guest:
-            held.agent = kind
-            held.mark("agent", self._world.clock.now())
-            self._wake(held.key)
 
     # ------------------------------------------------------------------ act: towards running
 
@@ -282,12 +205,18 @@ class Machines:
         launch = launch_of(machine, manifest, self._world.paths, choice, seed, self._world.facts.arch)
         where.live.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._show(
-            key, phase="starting", progress="starting", error=None, exit="", restarts=machine.spec.restarts
+            key,
+            phase="starting",
+            progress="starting",
+            error=None,
+            exit="",
+            restarts=machine.spec.restarts,
+            node=self._world.node,
         )
         guest = await self._world.hypervisor.start(launch)
         held.mark("process", self._world.clock.now())
         await failpoints.reach("machine.started")
-        self._hold(held, guest)
+        self._custody.hold(held, guest)
         held.agent = None
         await self._show(
             key,
@@ -355,8 +284,7 @@ class Machines:
         guest = self._guest(held)
         await guest.resume()
         await failpoints.reach("machine.resumed")
-        if held.listener is None and held.agent is None:
-            self._expect_agent(held, guest)
+        self._custody.listen(held, guest)
         if machine.status.phase == "paused":
             await self._recorder.record(machine, "Resumed", "the machine goes on")
         elif machine.status.phase != "stopping":
@@ -379,11 +307,16 @@ class Machines:
                 *warnings,
                 f'image "{machine.spec.image}" gave no answer within {AGENT_SECONDS:.0f} s: see roost console',
             )
-        elif kind == "roost" and not machine.status.configured:
+        elif kind == "roost" and (not machine.status.configured or self._forgets(machine)):
             warnings = (*warnings, *await _set_up(await guest.agent(), machine))
         held.mark("total", self._world.clock.now())
         await self._show(key, configured=True, agent=kind, timing=held.timing(), progress="", warnings=warnings)
         await self._recorder.record(machine, "Ready", f"the machine answered after {held.seconds('agent'):.1f} s")
+
+    def _forgets(self, machine: Machine) -> bool:
+        """Whether the machine has no disk to remember its set-up on."""
+        manifest = self._world.images.find(machine.status.image)
+        return manifest is not None and manifest.format == "none"
 
     async def _show_power(self, key: str, machine: Machine, held: Held) -> None:
         phase = "paused" if machine.spec.power == "paused" else "running"
@@ -443,8 +376,7 @@ class Machines:
             await asyncio.to_thread(files.remove_tree, directory)
 
     async def _remove_object(self, key: str, machine: Machine, held: Held) -> None:
-        held.stop_waiting()
-        self._held.pop(machine.meta.uid, None)
+        self._custody.forget(machine)
         await self._records.remove(key, machine.meta.revision)
         await self._recorder.record(machine, "Deleted", "the machine and all its files are gone")
 

@@ -95,6 +95,9 @@ class Pictures:
                 return read(await self._store.get(key_of(_IMAGE, machine.project, name)), Image)
             except NotFound:
                 continue
+        # A template of Roost's own wins over what another project published under its name: nobody can slip in another "tiny".
+        if self._known(machine.spec.image, machine.spec.arch or self._arch):
+            return None
         return await self._published(machine)
 
     async def _published(self, machine: Machine) -> Image | None:

@@ -11,6 +11,7 @@ from roost.control.events import now
 from roost.errors import Conflict
 from roost.model import codec
 from roost.model.image import Image
+from roost.model.kinds import BY_NAME, prefix_of
 from roost.model.machine import Machine
 from roost.store.base import Entry, Store
 
@@ -26,6 +27,11 @@ class Records:
     async def machine(self, key: str) -> Machine:
         """The machine at `key`. Raises NotFound."""
         return read(await self.store.get(key), Machine)
+
+    async def machine_uids(self) -> set[str]:
+        """The uids of all machines of all projects."""
+        entries, _ = await self.store.list(prefix_of(BY_NAME["machine"]))
+        return {read(entry, Machine).meta.uid for entry in entries}
 
     async def image(self, key: str) -> Image:
         """The image at `key`. Raises NotFound."""

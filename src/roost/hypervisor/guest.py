@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from roost.model.machine import Isolation, Process
 _PREFERENCE_SECONDS = 1.0
 """How long Roost's own agent may be slower than qemu-guest-agent and still be taken."""
 
+_STDERR = 64 << 10
 _RETRY_SECONDS = 0.5
 _PING_SECONDS = 2.0
 
@@ -38,6 +40,29 @@ _ENDS = {
     "host-error": Exit("QEMU met an error of the host", False),
 }
 """SHUTDOWN's reasons (qapi/run-state.json, ShutdownCause) that explain an exit."""
+
+
+class ErrorFile:
+    """Where QEMU's messages go: memory of a fixed size, which needs no reader, takes no more when full, and outlives us."""
+
+    def __init__(self) -> None:
+        descriptor = os.memfd_create("stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        os.ftruncate(descriptor, _STDERR)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+
+    def fileno(self) -> int:
+        """The descriptor to pass on."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._file.close()
+
+    def read(self) -> str:
+        """What was written, without control characters, at most the last 2000 characters."""
+        text = os.pread(self.fileno(), _STDERR, 0).rstrip(b"\0").decode(errors="replace").strip()
+        return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)[-2000:]
 
 
 class Inmate(NamedTuple):
@@ -71,7 +96,18 @@ class Held(NamedTuple):
 
     qemu: Inmate
     network: tuple[Inmate, ...]
-    errors: Callable[[], str]
+    errors: ErrorFile | None
+
+    def last_words(self) -> str:
+        """What QEMU wrote to its standard error, "" when an earlier daemon started it."""
+        return self.errors.read() if self.errors else ""
+
+    def forget(self) -> None:
+        """Close what we hold of it; the processes are not touched."""
+        for inmate in (self.qemu, *self.network):
+            os.close(inmate.pidfd)
+        if self.errors is not None:
+            self.errors.close()
 
 
 class QemuGuest:
@@ -159,8 +195,7 @@ class QemuGuest:
     async def detach(self) -> None:
         """Let go without touching the guest."""
         await self._let_go()
-        for inmate in (self._held.qemu, *self._held.network):
-            os.close(inmate.pidfd)
+        self._held.forget()
 
     def _qmp(self) -> Monitor:
         if self._monitor is None or self._ended.done():
@@ -177,6 +212,8 @@ class QemuGuest:
         await self._let_go()
         await asyncio.to_thread(files.remove_tree, self._files.live)
         self._ended.set_result(self._explain(code, out_of_memory=memory))
+        if self._held.errors is not None:
+            self._held.errors.close()
         self.on_change()
 
     async def _let_go(self) -> None:
@@ -203,7 +240,7 @@ class QemuGuest:
             return _ENDS[self._reason]
         if code is not None and code < 0:
             return Exit(f"QEMU was killed by {signal.Signals(-code).name}", False)
-        why = self._held.errors()
+        why = self._held.last_words()
         return Exit("QEMU ended" + (f" with code {code}" if code else "") + (f": {why}" if why else ""), code == 0)
 
 

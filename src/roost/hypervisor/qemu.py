@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -22,7 +21,7 @@ from roost.host.cgroups import CGroup
 from roost.host.jail import Bind, Jail, Jailed
 from roost.host.paths import MachineFiles, Paths
 from roost.hypervisor.base import Guest, Launch
-from roost.hypervisor.guest import Held, Inmate, QemuGuest
+from roost.hypervisor.guest import ErrorFile, Held, Inmate, QemuGuest
 from roost.hypervisor.monitor import Monitor
 from roost.hypervisor.plan import Link, Listen, Open, Plan, Resource, plan
 from roost.model.facts import HostFacts
@@ -30,7 +29,7 @@ from roost.model.machine import Isolation, Process, Publish
 from roost.model.meta import MiB
 
 _GREETING_SECONDS = 30.0
-_STDERR = 64 << 10
+_LAST_SECONDS = 2.0
 _RECORD_LIMIT = 64 << 10
 _FIRST_ACCOUNT, _ACCOUNTS = jail.FIRST_UID + 1, 60_000
 _FIRST_NETWORK_ACCOUNT = _FIRST_ACCOUNT + _ACCOUNTS
@@ -126,6 +125,7 @@ class Qemu:
         await asyncio.to_thread(_make_directory, launch.files.live)
         undo.push_async_callback(asyncio.to_thread, files.remove_tree, launch.files.live)
         errors = ErrorFile()
+        undo.callback(errors.close)
         with contextlib.ExitStack() as ours:
             # Our copies are closed as soon as QEMU has its own: else a dead QEMU's sockets would still take connections,
             # and the network process would not see its machine's end.
@@ -179,25 +179,6 @@ class Qemu:
         )
         self._starting.add(account)
         return account
-
-
-class ErrorFile:
-    """Where QEMU's messages go: memory of a fixed size, which needs no reader, takes no more when full, and outlives us."""
-
-    def __init__(self) -> None:
-        descriptor = os.memfd_create("stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._file = os.fdopen(descriptor, "rb", buffering=0)
-        os.ftruncate(descriptor, _STDERR)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-
-    def fileno(self) -> int:
-        """The descriptor to pass on."""
-        return self._file.fileno()
-
-    def __call__(self) -> str:
-        """What was written, without control characters, at most the last 2000 characters."""
-        text = os.pread(self.fileno(), _STDERR, 0).rstrip(b"\0").decode(errors="replace").strip()
-        return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)[-2000:]
 
 
 def _make_directory(path: Path) -> None:
@@ -293,7 +274,8 @@ async def _greet(launch: Launch, guest: QemuGuest, held: Held) -> Monitor:
         answer: Monitor | RoostError = await greeting
         if isinstance(answer, Monitor):
             return answer
-        raise answer if processes.is_alive(held.qemu.pidfd) else translate(held.errors(), launch)
+        await asyncio.wait([ended], timeout=_LAST_SECONDS)  # a QEMU that ends closes its sockets a moment before
+        raise translate(held.last_words(), launch) if ended.done() else answer
     finally:
         for task in (greeting, ended):
             task.cancel()
@@ -383,7 +365,7 @@ async def _adopt(machine: MachineFiles, record: _Record) -> QemuGuest | None:
     if qemu is None or record.isolation is None:
         return None
     network = tuple(inmate for inmate in map(_find, record.network) if inmate is not None)
-    guest = QemuGuest(machine, Held(qemu, network, str), record.isolation, record.addresses)
+    guest = QemuGuest(machine, Held(qemu, network, None), record.isolation, record.addresses)
     try:
         with sockets.connect_unix(machine.monitor) as probe:
             if _peer(probe) != record.qemu.process.pid:

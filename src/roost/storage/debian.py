@@ -28,7 +28,7 @@ _PACKAGES = (
 _MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "ext4")
 """What direct boot needs before the root file system is there, the agent's port among it: the agent must not wait for udev."""
 
-_COMMAND_LINE = "roost.root=PARTLABEL=root rw console=ttyS0 quiet systemd.show_status=0 panic=10 cryptomgr.notests lsm=landlock,yama"
+_COMMAND_LINE = "roost.root=PARTLABEL=root rw console=ttyS0 quiet systemd.show_status=0 panic=10 cryptomgr.notests"
 
 _TOOLS = ("mmdebstrap", "apt-get", "setpriv", "unshare", "mkfs.ext4", "mformat", "mcopy", "qemu-img")
 

@@ -37,6 +37,8 @@ _MAX_REDIRECTS = 5
 _MAX_HEAD = 64 << 10
 _CHUNK = 256 << 10
 _MAX_URL = 2048
+_DIAL = 10.0
+"""Seconds for one of several addresses of a host."""
 
 
 class Pace(NamedTuple):
@@ -281,10 +283,8 @@ async def _connected(wish: Download, parts: SplitResult) -> AsyncIterator[_Link]
     context = ssl.create_default_context() if parts.scheme == "https" else None
     try:
         async with asyncio.timeout(wish.pace.answer):
-            address = await _resolved(host, port, wish)
-            reader, writer = await asyncio.open_connection(
-                str(address), port, ssl=context, server_hostname=host if context else None, limit=_CHUNK
-            )
+            addresses = await _resolved(host, port, wish)
+            reader, writer = await _dial(addresses, port, context, host)
     except (OSError, TimeoutError, UnicodeError) as error:
         raise _unavailable(parts.geturl(), str(error) or "no connection in time") from error
     try:
@@ -295,8 +295,24 @@ async def _connected(wish: Download, parts: SplitResult) -> AsyncIterator[_Link]
         writer.transport.abort()
 
 
-async def _resolved(host: str, port: int, wish: Download) -> Address:
-    """An address of `host` to connect to: the connection is made to it and to no other, so a second answer of the name does not matter.
+async def _dial(
+    addresses: Sequence[Address], port: int, context: ssl.SSLContext | None, host: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first of the addresses that takes it: a host may have IPv6 addresses and we no IPv6. Raises OSError."""
+    failure = OSError("the name has no address")
+    for address in addresses:
+        try:
+            async with asyncio.timeout(_DIAL):
+                return await asyncio.open_connection(
+                    str(address), port, ssl=context, server_hostname=host if context else None, limit=_CHUNK
+                )
+        except (OSError, TimeoutError) as error:
+            failure = OSError(f"{address}: {str(error) or 'no connection in time'}")
+    raise failure
+
+
+async def _resolved(host: str, port: int, wish: Download) -> list[Address]:
+    """The addresses of `host`: connections are made to them and to no others, so a second answer of the name does not matter.
 
     Raises Invalid when any address of the host is not permitted.
     """
@@ -309,7 +325,7 @@ async def _resolved(host: str, port: int, wish: Download) -> Address:
                 f"{host} is {address}, which is not an address of the public Internet",
                 "to allow a local mirror set ROOST_FETCH_ALLOW=NETWORK (for example 192.0.2.0/24) for the daemon and restart it",
             )
-    return addresses[0]
+    return list(dict.fromkeys(addresses))
 
 
 def checked_url(url: str, *, secure: bool = False) -> SplitResult:

@@ -136,12 +136,25 @@ class Images:
         return await self._ensure(recipe, make, 0, progress)
 
     async def ensure_upload(
-        self, stream: AsyncIterator[bytes], limit: int, progress: Progress, *, name: str = "upload"
+        self,
+        stream: AsyncIterator[bytes],
+        limit: int,
+        progress: Progress,
+        *,
+        name: str = "upload",
+        sha256: str | None = None,
     ) -> Manifest:
-        """The disk that `stream` delivers, at most `limit` bytes. Raises Invalid (too large, not a disk), Unavailable."""
+        """The disk that `stream` delivers, at most `limit` bytes, checked against `sha256` when given.
+
+        Raises Invalid (too large, another hash, not a disk), Unavailable.
+        """
         async with self._directory() as scratch:
             upload = scratch / "upload"
             digest = await self._receive(stream, upload, limit, progress)
+            if sha256 is not None and digest != sha256:
+                raise Invalid(
+                    "the upload is not what it should be", f"its sha256 is {digest}, not {sha256}", "upload it again"
+                )
 
             async def make(_: Path, product: ImageFiles, report: Progress) -> Manifest:
                 report("checking and rewriting", None)
@@ -211,9 +224,19 @@ class Images:
         if build is None:
             build = self._builds[recipe] = _Build()
             task = log.spawn_task(build.run(self._build(recipe, make, needs, build.report)), f"image {recipe[:12]}")
-            task.add_done_callback(lambda _: self._builds.pop(recipe, None))
-            build.cancel = task.cancel
+            task.add_done_callback(lambda _: self._forget(recipe, build))
+
+            def abandon() -> None:
+                self._forget(recipe, build)
+                task.cancel()
+
+            build.abandon = abandon
         return await build.join(progress)
+
+    def _forget(self, recipe: str, build: _Build) -> None:
+        """A build that ended, or is being cancelled, is not one to join: the next wish starts anew."""
+        if self._builds.get(recipe) is build:
+            del self._builds[recipe]
 
     def _made(self, recipe: str) -> Manifest | None:
         return self._read(ImageFiles(self._paths.recipes / recipe))
@@ -298,7 +321,7 @@ class _Build:
         self._done: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
         self._waiters: list[Progress] = []
         self._last: tuple[str, float | None] = ("waiting", None)
-        self.cancel: Callable[[], object] = lambda: None
+        self.abandon: Callable[[], None] = lambda: None
 
     def report(self, text: str, fraction: float | None) -> None:
         """Tell everyone who waits how far it is."""
@@ -327,7 +350,7 @@ class _Build:
         finally:
             self._waiters.remove(progress)
             if not self._waiters and not self._done.done():
-                self.cancel()
+                self.abandon()
 
 
 def _seal(draft: Manifest, product: ImageFiles) -> Manifest:

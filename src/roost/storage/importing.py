@@ -35,7 +35,8 @@ async def rewrite(source: Path, product: ImageFiles, name: str, limit: int) -> M
     _check_space(source, product)
     if checked.format == "qcow2":
         await _check(source, name)
-    await _convert(source, product.disk, checked.format, name, limit)
+    product.disk.touch(mode=0o600)
+    await convert(source, product.disk, checked.format, name, limit)
     return Manifest(
         name=name,
         arch=None,
@@ -62,8 +63,8 @@ async def _check(source: Path, name: str) -> None:
         raise Invalid(f"{name} is damaged or cut off", _last_words(finished), "download or export it again")
 
 
-async def _convert(source: Path, target: Path, driver: formats.Format, name: str, limit: int) -> None:
-    target.touch(mode=0o600)
+async def convert(source: Path, target: Path, driver: formats.Format, name: str, limit: int) -> None:
+    """Copy the content of `source`, read as `driver` and as nothing else, into the empty file `target`, at most `limit` bytes on the host."""
     argv = ["qemu-img", "convert", "-O", "qcow2", node(driver, _SOURCE), _TARGET]
     finished = await _jailed(argv, source, {_TARGET: target}, limit)
     if finished.code:

@@ -21,7 +21,6 @@ MAX_KERNEL = 512 << 20
 _PVH_NOTE = struct.pack("<III4s", 4, 4, 18, b"Xen\0"), struct.pack("<III4s", 4, 8, 18, b"Xen\0")
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 _LZ4_BLOCK = 8 << 20
-_SIGNATURE = b"~Module signature appended~\n"
 
 
 def direct(kernel: bytes) -> bytes:
@@ -83,15 +82,12 @@ class Module(NamedTuple):
 
 
 def unpack_module(data: bytes, file_name: str) -> Module:
-    """The module in the file `file_name` (`.ko`, `.ko.xz`, `.ko.zst`), without its signature: checking one costs the guest 30 ms each."""
+    """The module in the file `file_name` (`.ko`, `.ko.xz`, `.ko.zst`), unpacked."""
     stem, _, packing = file_name.partition(".ko")
     if packing == ".xz":
         data = lzma.decompress(data, memlimit=MAX_KERNEL)
     elif packing == ".zst":
         data = zstandard.ZstdDecompressor().decompress(data, MAX_KERNEL)
-    if data.endswith(_SIGNATURE):
-        length = int.from_bytes(data[-len(_SIGNATURE) - 4 : -len(_SIGNATURE)], "big")
-        data = data[: -len(_SIGNATURE) - 12 - length]
     return Module(stem.rpartition("/")[2].replace("-", "_"), data)
 
 

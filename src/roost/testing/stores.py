@@ -215,9 +215,26 @@ async def a_revoked_lease_takes_its_values_at_once(store: Store, clock: VirtualC
     await store.commit([Write("a", b"1", lease=lease), Write("b", b"1", lease=lease)])
     _, since = await store.list("")
     await store.revoke(lease)
-    gone = await take(store.watch("", since=since), 2)
+    await store.grant(10)
+    await store.put("c", b"1")
+    *gone, after = await take(store.watch("", since=since), 3)
     assert [(entry.key, entry.value) for entry in gone] == [("a", None), ("b", None)]
     assert len({entry.revision for entry in gone}) == 1
+    assert after.key == "c", "a lease itself is nothing to watch"
+
+
+async def a_lease_ends_for_those_who_come_at_the_same_time(store: Store, clock: VirtualClock) -> None:
+    """What is written with a lease before its end goes with it; after its end, nothing can be."""
+    lease = await store.grant(10)
+    tried = await asyncio.gather(
+        store.put("a", b"1", lease=lease),
+        store.revoke(lease),
+        store.put("b", b"1", lease=lease),
+        store.revoke(lease),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in tried] == [int, type(None), NotFound, NotFound]
+    assert (await store.list(""))[0] == []
 
 
 async def a_value_written_without_its_lease_is_free_of_it(store: Store, clock: VirtualClock) -> None:
@@ -266,6 +283,7 @@ CHECKS: tuple[Check, ...] = (
     a_lease_deletes_what_was_written_with_it,
     a_renewed_lease_lives_on,
     a_revoked_lease_takes_its_values_at_once,
+    a_lease_ends_for_those_who_come_at_the_same_time,
     a_value_written_without_its_lease_is_free_of_it,
     a_lease_of_no_time_is_refused,
     a_closed_store_ends_its_watches_and_takes_nothing,

@@ -24,6 +24,7 @@ def test_launch_says_what_can_be_done_next(roost: Roost) -> None:
     result = roost("launch", "tiny", "said", "--memory", "256MiB", "--publish", "8080:80")
     assert result.code == 0
     assert "said runs after" in result.out
+    assert "(tcg)" in result.out
     assert "next: roost exec said -- uname -a" in result.out
 
 
@@ -162,6 +163,15 @@ def test_exec_hands_standard_input_on(roost: Roost, web: str, stdin: int) -> Non
     os.write(stdin, b"from here\n")
     os.close(stdin)
     assert roost("exec", web, "--", "cat").out == "cat\nfrom here\n"
+
+
+def test_exec_hands_on_more_than_fits_into_any_buffer(roost: Roost, web: str, stdin: int, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"0123456789abcdef" * 200_000)
+    os.close(stdin)
+    file = os.open(tmp_path / "big", os.O_RDONLY)
+    os.dup2(file, 0)
+    os.close(file)
+    assert len(roost("exec", web, "--", "cat").out) == len("cat\n") + 3_200_000
 
 
 def test_exec_in_a_stopped_machine_is_125(roost: Roost, web: str, stdin: int) -> None:

@@ -66,12 +66,13 @@ class AsyncExecution:
         raise StopAsyncIteration
 
     async def turn(self, also: Collection[int] = ()) -> tuple[list[Output], frozenset[int]]:
-        """For programs that wait for more than the guest: returns at the next output or end, or when one of the descriptors `also` can
-        be read; what was printed, and which of those can."""
+        """For programs that wait for more than the guest: returns at the next output or end, when one of the descriptors `also` can be
+        read, or when input is no longer `congested`; what was printed, and which of those can."""
         await self.open()
+        congested = self.congested
         while self.code is None and not self._channel.received:
             happened = await self._exchange(also)
-            if happened:
+            if happened or congested != self.congested:
                 return [], happened
         outputs: list[Output] = []
         while self.code is None and self._channel.received:

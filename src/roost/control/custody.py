@@ -1,0 +1,143 @@
+"""Who holds the guests: takes them back after a restart of the daemon, listens for their first answer and for their end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from roost.control.held import AgentKind, Held
+from roost.errors import Conflict
+from roost.host import files
+from roost.host.clock import Clock
+from roost.host.paths import Paths
+from roost.hypervisor.base import Exit, Guest, Hypervisor
+from roost.log import get, spawn_task
+from roost.model.kinds import BY_NAME, key_of
+from roost.model.machine import Machine
+
+ADOPTION_SECONDS = 30.0
+"""Longest a request waits for its machine to be taken back."""
+
+AGENT_SECONDS = 300.0
+"""Longest a start waits for an answer from inside; Debian's own cloud images take some 100 s under emulation."""
+
+
+class Custody:
+    """The guests of this host by their machine's uid. `wake` is told the key of a machine about which something changed."""
+
+    def __init__(
+        self, hypervisor: Hypervisor, paths: Paths, clock: Clock, boot: str, wake: Callable[[str], None]
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._paths = paths
+        self._clock = clock
+        self._boot = boot
+        self._wake = wake
+        self._held: dict[str, Held] = {}
+
+    def of(self, machine: Machine) -> Held:
+        """What is held of a machine, under the name it has now."""
+        held = self._held.setdefault(machine.meta.uid, Held())
+        held.key = key_of(BY_NAME["machine"], machine.project, machine.name)
+        return held
+
+    def forget(self, machine: Machine) -> None:
+        """The machine is no more."""
+        held = self._held.pop(machine.meta.uid, None)
+        if held is not None:
+            held.stop_waiting()
+
+    async def guest(self, machine: Machine) -> Guest:
+        """The running guest of a machine. Raises Conflict when it does not run."""
+        held = self.of(machine)
+        if machine.status.process is not None:
+            # Straight after a start of the daemon the machine is taken back first.
+            async with asyncio.timeout(ADOPTION_SECONDS):
+                await held.looked.wait()
+        if held.guest is None:
+            what = f'machine "{machine.name}" is not running'
+            raise Conflict(what, why=f"it is {machine.status.phase}", fix=f"roost start {machine.name}")
+        return held.guest
+
+    def running(self) -> int:
+        """How many guests are held."""
+        return sum(held.guest is not None for held in self._held.values())
+
+    async def detach(self) -> None:
+        """Let go of every guest without touching it."""
+        for held in self._held.values():
+            held.stop_waiting()
+            if held.guest is not None:
+                await held.guest.detach()
+                held.guest = None
+
+    async def sweep(self, known: set[str]) -> None:
+        """At daemon start: end and remove what a killed daemon left and no machine of `known` uids owns.
+
+        What has a disk stays: an operator may have put back an older store, and want it.
+        """
+        tops = (self._paths.machines, self._paths.live_machines)
+        present = {entry.name for top in tops if top.is_dir() for entry in top.iterdir()}
+        for uid in sorted(present - known):
+            where = self._paths.machine(uid)
+            if where.disk.exists():
+                get(__name__).warning("a disk belongs to no machine", file=str(where.disk))
+                continue
+            guest = await self._hypervisor.adopt(where, uid)
+            if guest is not None:
+                await guest.kill()
+            for directory in where:
+                await asyncio.to_thread(files.remove_tree, directory)
+
+    async def take_back(self, machine: Machine, held: Held) -> None:
+        """After a restart of the daemon: hold what runs, or find out that it ended meanwhile. Looks once."""
+        if held.looked.is_set():
+            return
+        guest = await self._hypervisor.adopt(self._paths.machine(machine.meta.uid), machine.meta.uid)
+        if guest is not None:
+            get(__name__).info("machine adopted", pid=guest.process.pid)
+            held.agent = machine.status.agent if machine.status.agent != "none" else None
+            self.hold(held, guest)
+            self.listen(held, guest)
+            return
+        before = machine.status.process
+        if before is not None and before.boot == self._boot:
+            held.exit = Exit("it ended while Roost was not there to see it", clean=machine.status.phase == "stopping")
+        held.looked.set()
+
+    def hold(self, held: Held, guest: Guest) -> None:
+        """Hold a guest: its changes wake the machine, its end is awaited."""
+        held.guest, held.exit = guest, None
+        held.looked.set()
+        guest.on_change = lambda: self._wake(held.key)
+        held.waiter = spawn_task(self._await_exit(held, guest), f"exit of {held.key}")
+
+    def listen(self, held: Held, guest: Guest) -> None:
+        """Listen for the first answer from inside, unless somebody does or it came."""
+        if held.listener is None and held.agent in (None, "absent"):
+            held.listener = spawn_task(self._await_agent(held, guest), f"agent of {held.key}")
+
+    async def _await_exit(self, held: Held, guest: Guest) -> None:
+        ended = await guest.wait()
+        if held.guest is guest:
+            held.guest = None
+            held.exit = Exit(held.reason, clean=False) if held.reason else ended
+            held.reason = ""
+        self._wake(held.key)
+
+    async def _await_agent(self, held: Held, guest: Guest) -> None:
+        """The first answer wins; an image that brings no agent is not waited for without end, but an answer is never too late."""
+        asking = spawn_task(guest.agent(), f"first answer of {held.key}")
+        try:
+            _, late = await asyncio.wait([asking], timeout=AGENT_SECONDS)
+            if late:
+                self._answered(held, guest, "absent")
+            self._answered(held, guest, (await asking).kind)
+        finally:
+            asking.cancel()
+
+    def _answered(self, held: Held, guest: Guest, kind: AgentKind) -> None:
+        if held.guest is guest:
+            held.agent = kind
+            held.mark("agent", self._clock.now())
+            self._wake(held.key)

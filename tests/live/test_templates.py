@@ -1,0 +1,185 @@
+"""The templates, really built and really booted: by the kernel directly, by BIOS and by UEFI; and a build that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from roost.host import processes
+from roost.host.paths import Paths
+from roost.host.sockets import listen_unix
+from roost.hypervisor import agent
+from roost.hypervisor.base import Command
+from roost.model.meta import Arch, GiB
+from roost.storage.images import Images
+from roost.storage.manifest import Manifest
+from tests.checkout import ROOT
+from tests.needs import needs_program, needs_root
+from tests.pool import fill, keep, new_state
+
+OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+MACHINES: dict[Arch, list[str]] = {
+    "x86_64": ["-M", "q35", "-cpu", "Nehalem"],
+    "aarch64": ["-M", "virt", "-cpu", "cortex-a57"],
+    "riscv64": ["-M", "virt", "-cpu", "rv64"],
+}
+BOOT = 180.0
+"""Seconds for a boot in emulation on a busy host; an idle one takes a tenth."""
+
+pytestmark = [pytest.mark.timeout(1800), needs_program("qemu-system-x86_64", "mmdebstrap", "qemu-img")]
+
+
+@pytest.fixture(scope="module")
+def images() -> Iterator[Images]:
+    """A pool that shares what was built before."""
+    state = new_state()
+    fill(state)
+    try:
+        yield Images(Paths(state, state / "run"))
+        keep(state)
+    finally:
+        shutil.rmtree(state)
+
+
+@contextmanager
+def booted(pool: Images, image: Manifest, directory: Path, firmware: str) -> Iterator[Path]:
+    """QEMU by hand, as small as it can be; gives the socket of the agent's port."""
+    arch = image.arch or "x86_64"
+    files, path = pool.files(image.digest), directory / "agent.sock"
+    listener = listen_unix(path)
+    argv = [
+        f"qemu-system-{arch}",
+        "-accel",
+        "tcg,tb-size=64",
+        *MACHINES[arch],
+        "-m",
+        "512",
+        "-nodefaults",
+        "-no-user-config",
+    ]
+    argv += [
+        "-display",
+        "none",
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        f"socket,id=a,fd={listener.fileno()},server=on,wait=off",
+    ]
+    argv += ["-device", "virtserialport,chardev=a,name=roost.agent.0", "-serial", f"file:{directory / 'console'}"]
+    if firmware == "direct":
+        argv += ["-kernel", str(files.kernel), "-initrd", str(files.initramfs), "-append", image.command_line]
+    if firmware == "uefi":
+        argv += ["-drive", f"if=pflash,format=raw,readonly=on,file={OVMF}"]
+    if image.format == "qcow2":
+        argv += ["-blockdev", f"qcow2,node-name=d,file.driver=file,file.filename={directory / 'root.qcow2'}"]
+        argv += ["-device", "virtio-blk-pci,drive=d,bootindex=1"]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(listener.fileno(),))
+    listener.close()
+    try:
+        yield path
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def says(socket: Path, *argv: str) -> str:
+    """What a command prints in the guest."""
+    async with asyncio.timeout(BOOT):
+        link = await agent.connect(socket)
+        session = await link.execute(Command(argv))
+        chunks = [chunk async for chunk in session.output()]
+        await link.close()
+    assert chunks[-1].code == 0, chunks
+    return b"".join(chunk.data for chunk in chunks if chunk.stream == "stdout").decode()
+
+
+def silent(_: str, __: float | None) -> None:
+    """Nobody wants to know how far it is."""
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "riscv64"])
+async def test_tiny_answers_on_every_architecture(images: Images, tmp_path: Path, arch: Arch) -> None:
+    if shutil.which(f"qemu-system-{arch}") is None:
+        pytest.skip(f"qemu-system-{arch} is not installed")
+    made = await images.ensure_template("tiny", arch, silent)
+    with booted(images, made, tmp_path, "direct") as socket:
+        assert (await says(socket, "uname", "-m")).strip() == arch
+        assert "eth0" not in await says(socket, "ip", "link")
+
+
+@pytest.mark.parametrize("name", ["debian:12", "debian:13"])
+@pytest.mark.parametrize("firmware", ["direct", "bios", "uefi"])
+async def test_debian_boots_anywhere(images: Images, tmp_path: Path, name: str, firmware: str) -> None:
+    if firmware == "uefi" and not OVMF.exists():
+        pytest.skip("ovmf is not installed")
+    made = await images.ensure_template(name, "x86_64", silent)
+    await images.create_disk(made, tmp_path / "root.qcow2", 20 * GiB)
+    with booted(images, made, tmp_path, firmware) as socket:
+        release = await says(socket, "cat", "/etc/os-release")
+        assert f'VERSION_ID="{name.partition(":")[2]}"' in release
+        assert (await says(socket, "findmnt", "-no", "PARTLABEL", "/")).strip() == "root"
+
+
+BUILD = """
+import asyncio, sys
+from pathlib import Path
+from roost.host.paths import Paths
+from roost.storage.images import Images
+pool = Images(Paths(Path(sys.argv[1]), Path(sys.argv[1]) / "run"))
+async def main():
+    await pool.sweep()
+    await pool.ensure_template("debian:12", "x86_64", lambda text, _: print(text, flush=True))
+asyncio.run(main())
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("phase", ["fetching packages", "setting up packages"])
+async def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing(phase: str) -> None:
+    state = new_state()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BUILD, str(state), stdout=asyncio.subprocess.PIPE, env=environ
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(600):
+            while (await process.stdout.readline()).decode().strip() != phase:
+                pass
+        at_work = [os.pidfd_open(pid) for pid in tools(state) if pid != process.pid]
+        process.send_signal(signal.SIGKILL)
+        async with asyncio.timeout(10):
+            for pidfd in at_work:
+                await processes.wait_exit(pidfd)
+                os.close(pidfd)
+        assert len(at_work) > 1
+        assert [pid for pid in tools(state) if pid != process.pid] == []
+        assert str(state) not in Path("/proc/mounts").read_text()
+        after = Images(Paths(state, state / "run"))
+        await after.sweep()
+        assert sorted(path.name for path in state.rglob("*")) == ["building", "images", "recipes"]
+    finally:
+        if process.returncode is None:
+            process.kill()
+        shutil.rmtree(state)
+
+
+def tools(state: Path) -> list[int]:
+    """The processes that still work on a build."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(state).encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
