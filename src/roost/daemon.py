@@ -34,15 +34,15 @@ from roost.control.machines import Machines, World
 from roost.control.machines import Pool as MachinePool
 from roost.control.nodes import announce, node_name
 from roost.control.pictures import Pictures
+from roost.control.preparation import Prepared, prepare
 from roost.control.records import Records
 from roost.errors import Conflict, Invalid, Problem, RoostError
 from roost.host import cgroups, doctor, escapes, failpoints, memory, service
 from roost.host import facts as host_facts
 from roost.host.clock import SystemClock
 from roost.host.jail import program_binds
-from roost.host.paths import MachineFiles, Paths
+from roost.host.paths import Paths
 from roost.host.sockets import listen_unix
-from roost.hypervisor import seed
 from roost.hypervisor.accel import Accelerator
 from roost.hypervisor.base import DirectBoot, Hypervisor
 from roost.hypervisor.console import RECORD, Record
@@ -74,7 +74,13 @@ class Pool(MachinePool, ImagePool, Protocol):
     """What machines, images and uploads need of the image pool together."""
 
     async def ensure_upload(
-        self, stream: AsyncIterator[bytes], limit: int, progress: Progress, *, name: str = "upload"
+        self,
+        stream: AsyncIterator[bytes],
+        limit: int,
+        progress: Progress,
+        *,
+        name: str = "upload",
+        sha256: str | None = None,
     ) -> Manifest:
         """The disk that `stream` delivers."""
         ...
@@ -86,7 +92,7 @@ class Engines(NamedTuple):
     hypervisor: Hypervisor
     pool: Pool
     verdict: Callable[[], Awaitable[Verdict]]
-    seed: Callable[[Machine, MachineFiles], Awaitable[Path | None]]
+    prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
     known: Callable[[str, Arch], bool]
     doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
 
@@ -155,7 +161,9 @@ class _Uploads:
 
     async def upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
         """Take the disk into the pool, then note it in the object."""
-        manifest = await self._pool.ensure_upload(content, image.spec.limit, lambda text, done: None, name=image.name)
+        manifest = await self._pool.ensure_upload(
+            content, image.spec.limit, lambda text, done: None, name=image.name, sha256=image.spec.sha256
+        )
         await self._reconciler.finish_upload(key_of(BY_NAME["image"], image.project, image.name), manifest)
 
 
@@ -188,7 +196,7 @@ async def build(
             clock,
             here.verdict,
             memory.available,
-            engine.seed,
+            engine.prepare,
             here.name,
         )
         records, recorder = Records(store), Recorder(store)
@@ -223,7 +231,11 @@ async def build(
 
 async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     """QEMU in its jail, passt, and the image pool, swept of what an earlier daemon left half made."""
-    pool = Images(paths, allow=fetch.parse_allow(os.environ.get("ROOST_FETCH_ALLOW", "")))
+    pool = Images(
+        paths,
+        allow=fetch.parse_allow(os.environ.get("ROOST_FETCH_ALLOW", "")),
+        mirror=os.environ.get("ROOST_DEBIAN_MIRROR", ""),
+    )
     await pool.sweep()
     await asyncio.to_thread(_prepare_jails, facts)
     qemu = Qemu(paths, facts, UserNetwork(facts))
@@ -236,7 +248,9 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     async def examine(area: str) -> Mapping[str, Any]:
         return await _examine(area, paths, facts)
 
-    return Engines(qemu, pool, Accelerator(paths, facts, qemu, boot).verdict, _make_seed, pool.offers, examine)
+    return Engines(
+        qemu, pool, Accelerator(paths, facts, qemu, boot).verdict, partial(prepare, paths), pool.offers, examine
+    )
 
 
 def _prepare_jails(facts: HostFacts) -> None:
@@ -244,16 +258,6 @@ def _prepare_jails(facts: HostFacts) -> None:
     cgroups.remove_stale()
     for emulator in facts.emulators.values():
         program_binds(Path(emulator.path))
-
-
-async def _make_seed(machine: Machine, files: MachineFiles) -> Path | None:
-    """The cloud-init disk of a machine that has user data, made when it is missing."""
-    if machine.spec.user_data is None:
-        return None
-    if not files.seed.exists():
-        write = partial(seed.write, uid=machine.meta.uid, hostname=machine.spec.hostname or machine.name)
-        await asyncio.to_thread(write, files.seed, user_data=machine.spec.user_data)
-    return files.seed
 
 
 async def _examine(area: str, paths: Paths, facts: HostFacts) -> Mapping[str, Any]:

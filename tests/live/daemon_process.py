@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from roost.control.preparation import Prepared
 from roost.daemon import Engines, main
-from roost.host.paths import MachineFiles
 from roost.model.machine import Machine
 from roost.model.node import Verdict
 from roost.storage.manifest import Manifest
@@ -49,11 +49,11 @@ async def engines(*_: object) -> Engines:
     async def verdict() -> Verdict:
         return Verdict(accelerator="tcg", reason="a fake")
 
-    async def seed(machine: Machine, files: MachineFiles) -> None:
-        return None
+    async def prepare(machine: Machine, manifest: Manifest) -> Prepared:
+        return Prepared()
 
     pool: Any = Pool()
-    return Engines(FakeHypervisor(), pool, verdict, seed, lambda name, arch: True)
+    return Engines(FakeHypervisor(), pool, verdict, prepare, lambda name, arch: True)
 
 
 if __name__ == "__main__":

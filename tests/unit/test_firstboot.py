@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roost.control.firstboot import user_data
-from roost.model.machine import Machine, MachineSpec, User
+from roost.model.machine import Machine, MachineSpec
 
 KEY = "ssh-ed25519 AAAA roost"
-WEB = Machine(
-    name="web", spec=MachineSpec(image="x", ssh_keys=("ssh-ed25519 BBBB me",), users=(User(name="ann", sudo=True),))
-)
+WEB = Machine(name="web", spec=MachineSpec(image="x", ssh_keys=("ssh-ed25519 BBBB me",)))
 
 
 def test_an_image_with_our_agent_gets_only_what_the_user_wrote() -> None:
@@ -25,13 +23,14 @@ def test_an_image_with_our_agent_gets_only_what_the_user_wrote() -> None:
     assert user_data(WEB, None) is None
 
 
-def test_an_image_without_our_agent_gets_the_set_up() -> None:
+def test_an_image_without_our_agent_lets_us_in() -> None:
     document = user_data(WEB, KEY)
     assert document is not None
-    setup = yaml.safe_load(document)
-    assert setup["hostname"] == "web"
-    assert setup["users"][1]["ssh_authorized_keys"] == [KEY, "ssh-ed25519 BBBB me"]
-    assert [user["name"] for user in setup["users"][1:]] == ["root", "ann"]
+    assert yaml.safe_load(document) == {
+        "disable_root": False,
+        "users": ["default", {"name": "root", "ssh_authorized_keys": [KEY]}],
+        "ssh_authorized_keys": ["ssh-ed25519 BBBB me"],
+    }
 
 
 def test_both_documents_reach_cloud_init() -> None:
@@ -49,4 +48,4 @@ def test_no_key_breaks_out_of_the_document(comment: str) -> None:
     spec = MachineSpec(image="x", ssh_keys=(f"ssh-ed25519 BBBB {comment}",))
     document = user_data(Machine(name="web", spec=spec), KEY)
     assert document is not None
-    assert set(yaml.safe_load(document)) == {"hostname", "disable_root", "users", "ssh_authorized_keys"}
+    assert set(yaml.safe_load(document)) == {"disable_root", "users", "ssh_authorized_keys"}

@@ -14,9 +14,10 @@ from roost.control.events import Recorder
 from roost.control.loop import Loop
 from roost.control.machines import Machines, World
 from roost.control.pictures import Pictures
+from roost.control.preparation import Prepared
 from roost.control.records import Records
 from roost.errors import Conflict, NotFound
-from roost.host.paths import MachineFiles, Paths
+from roost.host.paths import Paths
 from roost.log import spawn_task
 from roost.model import codec
 from roost.model.facts import HostFacts
@@ -73,7 +74,7 @@ class Bench:
             clock=self.clock,
             verdict=_emulated,
             memory_free=lambda: self.memory_free,
-            seed=_no_seed,
+            prepare=_prepare,
         )
         self.custody = Custody(self.hypervisor, self.paths, self.clock, FACTS.boot, self.loop.wake)
         self.machines = Machines(Records(self.store), Recorder(self.store), self.custody, world, self.loop.wake_after)
@@ -115,8 +116,8 @@ async def _emulated() -> Verdict:
     return Verdict(accelerator="tcg", reason="no KVM here")
 
 
-async def _no_seed(machine: Machine, where: MachineFiles) -> None:
-    return None
+async def _prepare(machine: Machine, manifest: Manifest) -> Prepared:
+    return Prepared()
 
 
 READY = ImageStatus(phase="ready", digest=MANIFEST.digest)
@@ -211,6 +212,15 @@ async def test_a_deaf_guest_is_forced_when_its_grace_is_over(running: Bench) -> 
     await running.clock.advance(31)
     await running.settle()
     assert (await running.get()).status.phase == "stopped"
+
+
+async def test_a_guest_that_missed_its_button_is_asked_again_by_its_agent_too(running: Bench) -> None:
+    guest = running.hypervisor.guests[WEB.meta.uid]
+    guest.hears_power = False
+    await running.wish(spec(power="stopped"))
+    await running.clock.advance(2.1)
+    await running.settle()
+    assert (guest.presses, guest.answering.powers) == (2, ["off"])
 
 
 async def test_a_forced_stop_cuts_a_grace_short(running: Bench) -> None:

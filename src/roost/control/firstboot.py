@@ -1,9 +1,8 @@
-"""What cloud-init is told at the first boot: the user's own data, and, for an image without Roost's agent, the set-up too."""
+"""What cloud-init is told at the first boot: the user's own data, and, for an image without Roost's agent, how to let Roost in."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import Any
@@ -17,8 +16,7 @@ _TYPES = {"#cloud-config": "cloud-config", "#!": "x-shellscript", "#include": "x
 def user_data(machine: Machine, access_key: str | None) -> str | None:
     """The document for the seed, or None when nothing needs cloud-init.
 
-    `access_key` is the public half of the key by which Roost reaches an image that has no agent of Roost: then the host
-    name, keys and users that the agent would set come from here too.
+    `access_key` is the public half of the key by which Roost reaches an image that has no agent of Roost.
     """
     own = machine.spec.user_data
     if access_key is None:
@@ -37,18 +35,6 @@ def user_data(machine: Machine, access_key: str | None) -> str | None:
 
 
 def _setup(machine: Machine, access_key: str) -> dict[str, Any]:
-    """A cloud-config document; written as JSON, which is YAML that nothing can break out of."""
-    return {
-        "hostname": machine.spec.hostname or machine.name,
-        "disable_root": False,
-        "users": list(_users(machine, access_key)),
-        "ssh_authorized_keys": list(machine.spec.ssh_keys),
-    }
-
-
-def _users(machine: Machine, access_key: str) -> Iterator[str | dict[str, Any]]:
-    yield "default"
-    yield {"name": "root", "ssh_authorized_keys": [access_key, *machine.spec.ssh_keys]}
-    for user in machine.spec.users:
-        made: dict[str, Any] = {"name": user.name, "shell": "/bin/bash", "ssh_authorized_keys": list(user.ssh_keys)}
-        yield made | ({"sudo": "ALL=(ALL) NOPASSWD:ALL"} if user.sudo else {})
+    """Only what lets us in: the rest of the set-up is done from inside then, as everywhere. JSON is YAML that nothing can break out of."""
+    root = {"name": "root", "ssh_authorized_keys": [access_key]}
+    return {"disable_root": False, "users": ["default", root], "ssh_authorized_keys": list(machine.spec.ssh_keys)}

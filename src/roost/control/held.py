@@ -23,6 +23,7 @@ class Held:
         self.looked = asyncio.Event()
         self.agent: AgentKind | None = None
         self.pressed: float | None = None
+        self.asked = 0.0
         self.reason = ""
         self.digest = ""
         self.progress = ""

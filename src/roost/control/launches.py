@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, NamedTuple
 
+from roost.control.preparation import Prepared
 from roost.errors import Invalid
 from roost.host.paths import Paths
 from roost.hypervisor.base import DirectBoot, Disk, Launch, Setup
@@ -37,9 +37,7 @@ def firmware_of(machine: Machine, manifest: Manifest) -> Firmware:
     return asked
 
 
-def launch_of(
-    machine: Machine, manifest: Manifest, paths: Paths, choice: Choice, seed: Path | None, host: Arch
-) -> Launch:
+def launch_of(machine: Machine, manifest: Manifest, paths: Paths, choice: Choice, prepared: Prepared) -> Launch:
     """Everything the hypervisor needs to start the machine."""
     image, where, spec = paths.image(manifest.digest), paths.machine(machine.meta.uid), machine.spec
     diskless = manifest.format == "none"
@@ -48,7 +46,7 @@ def launch_of(
         direct = DirectBoot(image.kernel, image.initramfs if manifest.initramfs else None, manifest.command_line)
     return Launch(
         uid=machine.meta.uid,
-        arch=arch_of(manifest, spec.arch or host),
+        arch=manifest.arch or spec.arch or "x86_64",
         cpus=spec.cpus,
         memory=spec.memory,
         accelerator=choice.accelerator,
@@ -56,9 +54,9 @@ def launch_of(
         files=where,
         direct=direct,
         disks=() if diskless else (Disk(where.disk, image.disk, serial="root"),),
-        seed=seed,
+        seed=prepared.seed,
         network=spec.network,
-        publish=spec.publish,
+        publish=(*spec.publish, *prepared.publish),
         hostname=spec.hostname or machine.name,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -13,21 +14,25 @@ from roost.control.base import Retry
 from roost.control.custody import AGENT_SECONDS, Custody
 from roost.control.endings import ended, failed, was_asked
 from roost.control.events import Recorder
-from roost.control.held import Held
+from roost.control.held import AgentKind, Held
 from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of
 from roost.control.pictures import Pictures
 from roost.control.plan import Seen, Step, next_step
+from roost.control.preparation import Prepared
 from roost.control.records import Records
 from roost.errors import Invalid, NotFound, RoostError, Unavailable
 from roost.host import failpoints, files
 from roost.host.clock import Clock
-from roost.host.paths import MachineFiles, Paths
+from roost.host.paths import Paths
 from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor, RunState
 from roost.log import bind
 from roost.model.facts import HostFacts
 from roost.model.machine import Machine, Timing
 from roost.model.node import Verdict
 from roost.storage.manifest import Manifest
+
+ASK_AGAIN = 2.0
+"""Seconds between two presses of the power button."""
 
 SETUP_SECONDS = 60.0
 """Longest the first-boot set-up may take."""
@@ -60,7 +65,7 @@ class World(NamedTuple):
     clock: Clock
     verdict: Callable[[], Awaitable[Verdict]]
     memory_free: Callable[[], int]
-    seed: Callable[[Machine, MachineFiles], Awaitable[Path | None]]
+    prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
     node: str = ""
 
 
@@ -201,8 +206,8 @@ class Machines:
         choice = await self._choose(machine, manifest)
         where = self._world.paths.machine(machine.meta.uid)
         self._check_host(machine)
-        seed = await self._world.seed(machine, where)
-        launch = launch_of(machine, manifest, self._world.paths, choice, seed, self._world.facts.arch)
+        prepared = await self._world.prepare(machine, manifest)
+        launch = launch_of(machine, manifest, self._world.paths, choice, prepared)
         where.live.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._show(
             key,
@@ -307,10 +312,11 @@ class Machines:
                 *warnings,
                 f'image "{machine.spec.image}" gave no answer within {AGENT_SECONDS:.0f} s: see roost console',
             )
-        elif kind == "roost" and (not machine.status.configured or self._forgets(machine)):
+        elif not machine.status.configured or self._forgets(machine):
             warnings = (*warnings, *await _set_up(await guest.agent(), machine))
         held.mark("total", self._world.clock.now())
-        await self._show(key, configured=True, agent=kind, timing=held.timing(), progress="", warnings=warnings)
+        configured = machine.status.configured or kind != "absent"
+        await self._show(key, configured=configured, agent=kind, timing=held.timing(), progress="", warnings=warnings)
         await self._recorder.record(machine, "Ready", f"the machine answered after {held.seconds('agent'):.1f} s")
 
     def _forgets(self, machine: Machine) -> bool:
@@ -325,13 +331,18 @@ class Machines:
     # ------------------------------------------------------------------ act: towards stopped and gone
 
     async def _press_power(self, key: str, machine: Machine, held: Held) -> None:
-        held.pressed = self._world.clock.now()
+        held.pressed = held.asked = self._world.clock.now()
         await self._show(key, phase="stopping", progress="waiting for the guest to shut down")
         if machine.spec.stop_grace > 0:
             await self._guest(held).press_power()
 
     async def _await_end(self, key: str, machine: Machine, held: Held) -> None:
-        self._wake_after(key, self._grace_left(machine, held))
+        """Ask again while the grace lasts: a guest that is still booting misses its button, and some boards have none."""
+        now = self._world.clock.now()
+        if now - held.asked >= ASK_AGAIN:
+            held.asked = now
+            await _ask_to_end(self._guest(held), held.agent)
+        self._wake_after(key, min(ASK_AGAIN, self._grace_left(machine, held)))
 
     def _grace_left(self, machine: Machine, held: Held) -> float:
         """Seconds until the guest is forced; a shorter grace given meanwhile (`stop --force`) counts at once."""
@@ -414,6 +425,14 @@ async def _state_of(guest: Guest | None) -> RunState | None:
     except RoostError as error:
         # It does not answer while it ends; its end wakes us.
         raise Retry(str(error), after=0.5) from error
+
+
+async def _ask_to_end(guest: Guest, agent: AgentKind | None) -> None:
+    await guest.press_power()
+    if agent not in (None, "absent"):
+        with suppress(RoostError, TimeoutError):
+            async with asyncio.timeout(ASK_AGAIN):
+                await (await guest.agent()).power("off")
 
 
 async def _set_up(agent: Agent, machine: Machine) -> tuple[str, ...]:

@@ -30,6 +30,21 @@ class MachineFiles(NamedTuple):
         return self.keep / "uefi-vars.raw"
 
     @property
+    def access_port(self) -> Path:
+        """The port of the host's loopback that leads to the SSH server of a machine without an agent of ours; absent for all others."""
+        return self.keep / "access-port"
+
+    @property
+    def access_key(self) -> Path:
+        """The private key (0600) for that SSH server."""
+        return self.keep / "access-key"
+
+    @property
+    def host_key(self) -> Path:
+        """The host key that the SSH server showed first, and must show ever after."""
+        return self.keep / "host-key.pub"
+
+    @property
     def console_log(self) -> Path:
         """The bounded record of the serial console."""
         return self.keep / "console.log"

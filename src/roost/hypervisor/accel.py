@@ -12,6 +12,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 
@@ -53,7 +54,7 @@ class Accelerator:
                 return Verdict(
                     accelerator="tcg", reason=f"KVM could not be tried, for there is no template: {error.what}"
                 )
-            key = make_key(self._facts, digest)
+            key = make_key(self._facts, digest, await asyncio.to_thread(_rights, Path("/dev/kvm")))
             cached = await asyncio.to_thread(self._load)
             if cached is not None and cached.key == key:
                 return cached
@@ -134,8 +135,16 @@ def without_trial(facts: HostFacts) -> Verdict | None:
     return None
 
 
-def make_key(facts: HostFacts, digest: str) -> str:
-    """What a verdict is good for: this boot of this host with this kernel, this QEMU, this template."""
+def _rights(node: Path) -> str:
+    try:
+        status = node.stat()
+    except OSError:
+        return ""
+    return f"{status.st_mode:o} {status.st_uid} {status.st_gid}"
+
+
+def make_key(facts: HostFacts, digest: str, node: str) -> str:
+    """What a verdict is good for: this boot of this host with this kernel, this QEMU, this template, and these rights on /dev/kvm."""
     emulator = facts.emulators[facts.arch]
-    parts = (facts.boot, facts.kernel, emulator.path, emulator.version, digest)
+    parts = (facts.boot, facts.kernel, emulator.path, emulator.version, digest, node)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

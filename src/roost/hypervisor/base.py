@@ -134,6 +134,10 @@ class Agent(Protocol):
         """Apply the first-boot set-up."""
         ...
 
+    async def power(self, action: Literal["off", "reboot"]) -> None:
+        """Ask the guest's operating system to shut down. Raises CommandFailed; that the guest is gone before it answered is no error."""
+        ...
+
     async def send_archive(self, path: str, stream: AsyncIterator[bytes]) -> None:
         """Unpack a tar stream into the directory `path` of the guest (made when missing)."""
         ...

@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from roost import log
@@ -187,10 +187,22 @@ class QemuGuest:
             if self._agent is not None and not await _answers(self._agent):
                 await self._forget_agent()
             if self._agent is None:
-                self._agent = await first_agent(
-                    lambda: agent.connect(self._files.agent), lambda: guestagent.connect(self._files.guest_agent)
-                )
+                self._agent = await first_agent(*self._connectors())
             return self._agent
+
+    def _connectors(self) -> Iterator[Connector]:
+        yield lambda: agent.connect(self._files.agent)
+        yield lambda: guestagent.connect(self._files.guest_agent)
+        if self._files.access_port.exists():
+            yield self._connect_ssh
+
+    async def _connect_ssh(self) -> Agent:
+        # Imported here, for few machines need it and it takes 20 MiB.
+        from roost.hypervisor import sshagent
+
+        port = int(self._files.access_port.read_text())
+        key, host_key = self._files.access_key, self._files.host_key
+        return await sshagent.connect("127.0.0.1", port, user="root", key=key, host_key=host_key)
 
     async def detach(self) -> None:
         """Let go without touching the guest."""

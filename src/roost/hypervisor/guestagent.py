@@ -268,6 +268,12 @@ class GuestAgent:
         """See `base.Agent.setup`. Raises CommandFailed."""
         await self._run("the first-boot set-up is incomplete", "/bin/sh", "-c", setup_script(setup))
 
+    async def power(self, action: Literal["off", "reboot"]) -> None:
+        """See `base.Agent.power`; guest-shutdown gives no answer when it works."""
+        mode = "powerdown" if action == "off" else "reboot"
+        with contextlib.suppress(OutcomeUnknown, NotStarted):
+            await self.ask("guest-shutdown", object, mode=mode)
+
     async def _spool(self) -> str:
         return f"/tmp/roost-{secrets.token_hex(8)}.tar"
 

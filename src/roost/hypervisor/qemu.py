@@ -21,6 +21,7 @@ from roost.host.cgroups import CGroup
 from roost.host.jail import Bind, Jail, Jailed
 from roost.host.paths import MachineFiles, Paths
 from roost.hypervisor.base import Guest, Launch
+from roost.hypervisor.firmware import create_variables
 from roost.hypervisor.guest import ErrorFile, Held, Inmate, QemuGuest
 from roost.hypervisor.monitor import Monitor
 from roost.hypervisor.plan import Link, Listen, Open, Plan, Resource, plan
@@ -90,6 +91,8 @@ class Qemu:
 
         Raises Invalid, Unavailable, Conflict (port taken, disk in use), NotStarted; then nothing is left behind.
         """
+        if launch.firmware == "uefi":
+            await asyncio.to_thread(create_variables, launch.arch, self._facts, launch.files.variables)
         decided = plan(launch, self._facts)
         account = await asyncio.to_thread(self._reserve, launch.uid)
         try:

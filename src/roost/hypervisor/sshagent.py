@@ -50,6 +50,13 @@ async def connect(host: str, port: int, *, user: str, key: Path, host_key: Path)
     return SshAgent(connection)
 
 
+def make_key(path: Path) -> str:
+    """The key pair whose private half is at `path` (0600), made when it is missing; returns the public half as one line."""
+    if not path.exists():
+        atomic_write(path, asyncssh.generate_private_key("ssh-ed25519", "roost").export_private_key())
+    return asyncssh.read_private_key(path).export_public_key().decode().strip()
+
+
 async def _host_key(host: str, port: int, path: Path) -> asyncssh.SSHKey:
     if path.exists():
         return asyncssh.import_public_key(path.read_bytes())
@@ -184,6 +191,13 @@ class SshAgent:
         """See `base.Agent.setup`: with sudo unless it is root that we came as. Raises CommandFailed."""
         script = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$0"; else exec sudo -n sh -c "$0"; fi'
         await self._collect(Command(["sh", "-c", script, setup_script(setup)]), "the first-boot set-up is incomplete")
+
+    async def power(self, action: Literal["off", "reboot"]) -> None:
+        """See `base.Agent.power`: with sudo unless it is root that we came as."""
+        verb = "poweroff" if action == "off" else "reboot"
+        script = f'if [ "$(id -u)" = 0 ]; then {verb}; else sudo -n {verb}; fi'
+        with contextlib.suppress(OutcomeUnknown):
+            await self._collect(Command(["sh", "-c", script]), "the guest could not be asked to shut down")
 
     async def send_archive(self, path: str, stream: AsyncIterator[bytes]) -> None:
         """See `base.Agent.send_archive`. Raises CommandFailed."""

@@ -45,7 +45,7 @@ ClientIdentifier=mac
 _WAIT_ONLINE = """\
 [Service]
 ExecStart=
-ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=60
+ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=30
 """
 
 _SSH_KEYS = """\

@@ -54,6 +54,7 @@ class FakeAgent:
 
     def __init__(self) -> None:
         self.setups: list[Setup] = []
+        self.powers: list[str] = []
         self.archives: dict[str, bytes] = {}
 
     async def ping(self, timeout: float) -> None:
@@ -66,6 +67,9 @@ class FakeAgent:
 
     async def setup(self, setup: Setup) -> None:
         self.setups.append(setup)
+
+    async def power(self, action: Literal["off", "reboot"]) -> None:
+        self.powers.append(action)
 
     async def send_archive(self, path: str, stream: AsyncIterator[bytes]) -> None:
         self.archives[path] = b"".join([part async for part in stream])
@@ -107,6 +111,7 @@ class FakeGuest:
         self.hears_power = hears_power
         self.answering = FakeAgent()
         self.silent = False
+        self.presses = 0
         self._state: RunState = "prelaunch"
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -134,6 +139,7 @@ class FakeGuest:
         return None
 
     async def press_power(self) -> None:
+        self.presses += 1
         if self.hears_power:
             self.end("the guest shut down", clean=True)
 
