@@ -167,66 +167,85 @@ class _Uploads:
         await self._reconciler.finish_upload(key_of(BY_NAME["image"], image.project, image.name), manifest)
 
 
+class _Control(NamedTuple):
+    """The reconcilers, running."""
+
+    loop: Loop
+    custody: Custody
+    images: ImageReconciler
+    node: str
+
+
 @asynccontextmanager
 async def build(
     config: Config, *, store: Store | None = None, engines: MakeEngines | None = None
 ) -> AsyncIterator[Daemon]:
     """Everything, wired: the reconcilers run, nothing is served yet. What is not given is the real thing."""
-    paths = Paths.of(config)
+    paths, clock = Paths.of(config), SystemClock()
     async with AsyncExitStack() as stack:
-        clock = SystemClock()
         if store is None:
             store = await SqliteStore.open(paths.database, clock=clock)
             stack.push_async_callback(store.close)
         await failpoints.reach("daemon.store-open")
         facts = await host_facts.gather(paths.emulators)
         engine = await (engines or real_engines)(paths, facts)
-        here = _Here(store, facts, engine.verdict)
         await _ensure_projects(store)
-        await here.announce()
-        loop = Loop(store, clock)
-        pictures = Pictures(store, facts.arch, engine.known, loop.wake)
+        control = await _begin_control(store, paths, facts, engine, stack)
+        app = create_app(_services(store, paths, facts, engine, control))
+        yield Daemon(app, store, control.loop, control.custody, make_server(app, os.getuid()))
 
-        world = World(
-            engine.hypervisor,
-            engine.pool,
-            pictures,
-            paths,
-            facts,
-            clock,
-            here.verdict,
-            memory.available,
-            engine.prepare,
-            here.name,
-        )
-        records, recorder = Records(store), Recorder(store)
-        custody = Custody(engine.hypervisor, paths, clock, facts.boot, loop.wake)
-        machines = Machines(records, recorder, custody, world, loop.wake_after)
-        stack.push_async_callback(custody.detach)
-        await custody.sweep(await records.machine_uids())
-        loop.add("machines/", machines, workers=MACHINE_WORKERS)
-        images = ImageReconciler(records, engine.pool, recorder, facts.arch)
-        loop.add("images/", images)
-        for name, work in (("reconcile loop", loop.run()), ("images for machines", pictures.follow())):
-            stack.callback(log.spawn_task(work, name).cancel)
-        stack.push_async_callback(loop.stop)
-        services = Services(
-            store=store,
-            guests=_Guests(custody, paths),
-            uploads=_Uploads(engine.pool, images),
-            now=now,
-            owner=os.getuid(),
-            node=here.name,
-            build=build_id(),
-            admit=Admission(store, facts.arch).admit,
-            doctor=engine.doctor,
-            gauges=(
-                ("roost_guests_running", "Guests that this daemon holds", lambda: float(custody.running())),
-                ("roost_reconciles_queued", "Objects that wait for a reconciler", lambda: float(loop.queued)),
-            ),
-        )
-        app = create_app(services)
-        yield Daemon(app, store, loop, custody, make_server(app, os.getuid()))
+
+async def _begin_control(
+    store: Store, paths: Paths, facts: HostFacts, engine: Engines, stack: AsyncExitStack
+) -> _Control:
+    """Start the reconcilers; `stack` stops them in order and lets the guests go on."""
+    clock, here = SystemClock(), _Here(store, facts, engine.verdict)
+    await here.announce()
+    loop = Loop(store, clock)
+    pictures = Pictures(store, facts.arch, engine.known, loop.wake)
+    records, recorder = Records(store), Recorder(store)
+    custody = Custody(engine.hypervisor, paths, clock, facts.boot, loop.wake)
+    stack.push_async_callback(custody.detach)
+    await custody.sweep(await records.machine_uids())
+    world = World(
+        hypervisor=engine.hypervisor,
+        images=engine.pool,
+        pictures=pictures,
+        paths=paths,
+        facts=facts,
+        clock=clock,
+        verdict=here.verdict,
+        memory_free=memory.available,
+        prepare=engine.prepare,
+        node=here.name,
+    )
+    machines = Machines(records, recorder, custody, world, loop.wake_after)
+    loop.add("machines/", machines, workers=MACHINE_WORKERS)
+    images = ImageReconciler(records, engine.pool, recorder, facts.arch)
+    loop.add("images/", images)
+    for name, work in (("reconcile loop", loop.run()), ("images for machines", pictures.follow())):
+        stack.callback(log.spawn_task(work, name).cancel)
+    stack.push_async_callback(loop.stop)
+    return _Control(loop, custody, images, here.name)
+
+
+def _services(store: Store, paths: Paths, facts: HostFacts, engine: Engines, control: _Control) -> Services:
+    """What the API is built from."""
+    return Services(
+        store=store,
+        guests=_Guests(control.custody, paths),
+        uploads=_Uploads(engine.pool, control.images),
+        now=now,
+        owner=os.getuid(),
+        node=control.node,
+        build=build_id(),
+        admit=Admission(store, facts.arch).admit,
+        doctor=engine.doctor,
+        gauges=(
+            ("roost_guests_running", "Guests that this daemon holds", lambda: float(control.custody.running())),
+            ("roost_reconciles_queued", "Objects that wait for a reconciler", lambda: float(control.loop.queued)),
+        ),
+    )
 
 
 async def real_engines(paths: Paths, facts: HostFacts) -> Engines:

@@ -61,7 +61,7 @@ async def test_a_program_that_can_not_be_executed_is_told(tmp_path: Path) -> Non
 
 
 async def test_a_record_that_can_not_be_written_stops_the_start() -> None:
-    def record(process: Process) -> None:
+    async def record(process: Process) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
@@ -71,7 +71,7 @@ async def test_a_record_that_can_not_be_written_stops_the_start() -> None:
 async def test_the_process_is_recorded_before_it_runs() -> None:
     seen: list[tuple[Process, str]] = []
 
-    def record(process: Process) -> None:
+    async def record(process: Process) -> None:
         seen.append((process, Path(f"/proc/{process.pid}/comm").read_text().strip()))
 
     jailed = await jail.enter(sleeper(), record)

@@ -90,7 +90,9 @@ class Wire:
 async def network(*publish: Publish) -> AsyncIterator[tuple[Wire, socket.socket, tuple[Jailed, ...]]]:
     """A network, and its processes, ended at the end."""
     here = await facts.gather()
-    link, jailed, addresses = await UserNetwork(here).connect(str(uuid.uuid4()), 400_001, publish)
+    link, far = socket.socketpair()
+    with far:
+        jailed, addresses = await UserNetwork(here).connect(str(uuid.uuid4()), 400_001, publish, (link, far))
     assert addresses == (plan.ADDRESS,)
     try:
         yield Wire(link), link, jailed

@@ -13,10 +13,11 @@ from pathlib import Path
 from roost.errors import Invalid
 
 
-def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
+def atomic_write(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Replace `path` by `data`: whenever the host stops, either the old or the new content is there. Raises OSError.
 
-    The parent directory must exist; a symbolic link at `path` is replaced, not followed.
+    The parent directory must exist; a symbolic link at `path` is replaced, not followed. Not `durable` is for what means
+    nothing once the host has stopped: then only other processes see the one or the other, and no disk is waited for.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     try:
@@ -24,13 +25,15 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
             os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

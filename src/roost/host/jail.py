@@ -10,9 +10,9 @@ import resource
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypeAlias, TypedDict, Unpack
 
 from roost import log
 from roost.errors import NotStarted, OutcomeUnknown, Unavailable
@@ -101,11 +101,15 @@ class Bounds(TypedDict):
     file_size: int
 
 
-async def enter(jail: Jail, record: Callable[[Process], None] | None = None) -> Jailed:
+Recorder: TypeAlias = Callable[[Process], Awaitable[None]]
+
+
+async def enter(jail: Jail, record: Recorder | None = None) -> Jailed:
     """Start the program; returns when its exec has happened. Close your copies of its descriptors right after.
 
-    `record` is called just before the exec. If it writes the process down, a daemon killed at any instant leaves either
-    no process (it does not pass the gate without us) or one that the next daemon finds.
+    `record` is awaited just before the exec, with the jail complete around the process. If it writes the process down, a
+    daemon killed at any instant leaves either no process (it does not pass the gate without us) or one that the next
+    daemon finds. It may also wait for what the program must find ready.
 
     The process is our child: `processes.wait_pidfd` reaps it. Raises Unavailable when the host lacks what the jail needs,
     NotStarted when the program did not come to its exec, Conflict when the control group has processes, and what `record`
@@ -131,7 +135,7 @@ async def enter(jail: Jail, record: Callable[[Process], None] | None = None) -> 
 class _Birth:
     """The time between the launcher's start and the program's exec."""
 
-    def __init__(self, program: str, group: CGroup | None, record: Callable[[Process], None] | None) -> None:
+    def __init__(self, program: str, group: CGroup | None, record: Recorder | None) -> None:
         self.layers: list[str] = []
         self.missing: list[str] = []
         self._program = program
@@ -154,7 +158,8 @@ class _Birth:
         launcher = self._launcher = await self._start(spec, fds)
         await self._join(launcher.pid)
         async for line in self._status:
-            self._hear(line.decode(errors="replace").rstrip("\n"))
+            if self._hear(line):
+                await self._release()
         if self._error or self._process is None:
             raise self.failure(self._error or "the launcher ended without a word")
         if spec.filter:
@@ -198,8 +203,9 @@ class _Birth:
             stdio = (system.NOTHING, system.NOTHING, system.NOTHING)
             return system.start(argv, stdio, env={}, cwd="/", pass_fds=(*numbers, *fds.values()))
 
-    def _hear(self, line: str) -> None:
-        word, _, text = line.partition(" ")
+    def _hear(self, line: bytes) -> bool:
+        """Take a line of the status; whether it says that the process is at its gate."""
+        word, _, text = line.decode(errors="replace").rstrip("\n").partition(" ")
         match word:
             case "pid":
                 self._pidfd = os.pidfd_open(int(text))  # ours and not reaped, so the number is still its own
@@ -208,17 +214,16 @@ class _Birth:
                 self.layers.append(text)
             case "missing":
                 self.missing.append(text)
-            case "ready":
-                self._release()
             case "error":
                 self._error = text
+        return word == "ready"
 
-    def _release(self) -> None:
+    async def _release(self) -> None:
         """By now it has its identity for good: an exec changes neither pid nor start time."""
         self._process = processes.identify(self._pid)
         if self._process is not None and self._gate >= 0:
             if self._record is not None:
-                self._record(self._process)
+                await self._record(self._process)
             self._open_gate(b"g")
 
     def _open_gate(self, word: bytes) -> None:
@@ -252,7 +257,7 @@ class _Birth:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 async for line in self._status:
-                    self._hear(line.decode(errors="replace").rstrip("\n"))
+                    self._hear(line)
 
     def _shut_gate(self) -> None:
         if self._gate >= 0:

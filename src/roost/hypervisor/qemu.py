@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -41,12 +41,13 @@ class Network(Protocol):
     """Makes a machine's network: whoever builds the daemon hands one in, so that engines need not know each other."""
 
     async def connect(
-        self, uid: str, account: int, publish: Sequence[Publish]
-    ) -> tuple[socket.socket, tuple[Jailed, ...], tuple[str, ...]]:
-        """Start the processes that are the network of machine `uid`, as the host's uid `account`.
+        self, uid: str, account: int, publish: Sequence[Publish], ends: tuple[socket.socket, socket.socket]
+    ) -> tuple[tuple[Jailed, ...], tuple[str, ...]]:
+        """Start the processes that are the network of machine `uid`, as the host's uid `account`, and see that they answer.
 
-        Returns our connected end of its stream socket, the processes, and the machine's addresses. Raises Conflict (port
-        taken), Unavailable; then nothing is left behind.
+        `ends` are the machine's and the network's end of a pair of stream sockets; both stay the caller's, and nobody
+        else may use the machine's end meanwhile. Returns the processes and the machine's addresses. Raises Conflict
+        (port taken), Unavailable; then nothing is left behind.
         """
         ...
 
@@ -75,6 +76,13 @@ class _Record(msgspec.Struct, frozen=True):
     isolation: Isolation | None = None
     addresses: tuple[str, ...] = ()
     network: tuple[_Saved, ...] = ()
+
+
+class _Connected(NamedTuple):
+    """A machine's network: its processes, and the addresses the machine has in it."""
+
+    processes: tuple[Inmate, ...] = ()
+    addresses: tuple[str, ...] = ()
 
 
 class Qemu:
@@ -132,36 +140,50 @@ class Qemu:
         with contextlib.ExitStack() as ours:
             # Our copies are closed as soon as QEMU has its own: else a dead QEMU's sockets would still take connections,
             # and the network process would not see its machine's end.
-            link, network, addresses = await self._connect(launch, decided, account, ours, undo)
-            saved = tuple(map(_Saved.of, network))
+            link, connecting = self._connect(launch, decided, account, ours)
+            undo.push_async_callback(_disconnect, connecting)
             descriptors = {entry.fd: _open(entry, link, ours) for entry in decided.resources}
             jailed = await jail.enter(
                 _jail(decided, launch.uid, account, {**descriptors, 1: errors.fileno(), 2: errors.fileno()}),
-                lambda process: _write(launch.files, _Record(launch.uid, account, _Saved(process), network=saved)),
+                lambda process: _write_first(launch, account, process, connecting),
             )
-        held = Held(_hold(jailed), network, errors)
+        network = _result(await connecting)
+        held = Held(_hold(jailed), network.processes, errors)
         undo.push_async_callback(held.qemu.end)
-        guest = QemuGuest(launch.files, held, _isolation(launch, jailed), addresses)
+        guest = QemuGuest(launch.files, held, _isolation(launch, jailed), network.addresses)
         monitor = await _greet(launch, guest, held)
         undo.push_async_callback(monitor.close)
-        record = _Record(launch.uid, account, _Saved.of(held.qemu), guest.isolation, addresses, saved)
-        await asyncio.to_thread(_write, launch.files, record)
+        saved = tuple(map(_Saved.of, network.processes))
+        _write(
+            launch.files, _Record(launch.uid, account, _Saved.of(held.qemu), guest.isolation, guest.addresses, saved)
+        )
         guest.attend(monitor)
         return guest
 
-    async def _connect(
-        self, launch: Launch, decided: Plan, account: int, ours: contextlib.ExitStack, undo: contextlib.AsyncExitStack
-    ) -> tuple[socket.socket | None, tuple[Inmate, ...], tuple[str, ...]]:
-        """Our end of the socket to the machine's network, the processes that are the network, and the machine's addresses."""
+    def _connect(
+        self, launch: Launch, decided: Plan, account: int, ours: contextlib.ExitStack
+    ) -> tuple[socket.socket | None, asyncio.Task[_Connected | RoostError | OSError]]:
+        """QEMU's end of the socket to the machine's network, and the start of that network at the other end.
+
+        It starts while QEMU's jail does, and QEMU is let go only when the network has answered.
+        """
         if not any(isinstance(resource, Link) for resource in decided.resources):
-            return None, (), ()
-        account += _FIRST_NETWORK_ACCOUNT - _FIRST_ACCOUNT
-        link, jailed, addresses = await self._network.connect(launch.uid, account, launch.publish)
+            return None, log.spawn_task(_unconnected(), "no network")
+        link, far = socket.socketpair()
         ours.callback(link.close)
-        network = tuple(_hold(process) for process in jailed)
-        for inmate in network:
-            undo.push_async_callback(inmate.end)
-        return link, network, addresses
+        return link, log.spawn_task(self._try_connect(launch, account, (link, far)), f"network of {launch.uid}")
+
+    async def _try_connect(
+        self, launch: Launch, account: int, ends: tuple[socket.socket, socket.socket]
+    ) -> _Connected | RoostError | OSError:
+        """The network or why there is none: an error that is an answer is not one the log should hold."""
+        account += _FIRST_NETWORK_ACCOUNT - _FIRST_ACCOUNT
+        with ends[1]:
+            try:
+                jailed, addresses = await self._network.connect(launch.uid, account, launch.publish, ends)
+            except (RoostError, OSError) as error:
+                return error
+        return _Connected(tuple(map(_hold, jailed)), addresses)
 
     def _find_holder(self, launch: Launch) -> str:
         """Whose QEMU has one of the launch's writable files open."""
@@ -255,8 +277,37 @@ def _hold(jailed: Jailed) -> Inmate:
     return Inmate(jailed.process, jailed.pidfd, jailed.cgroup)
 
 
+async def _unconnected() -> _Connected:
+    return _Connected()
+
+
+def _result(answer: _Connected | RoostError | OSError) -> _Connected:
+    if isinstance(answer, _Connected):
+        return answer
+    raise answer
+
+
+async def _disconnect(connecting: asyncio.Task[_Connected | RoostError | OSError]) -> None:
+    """End a machine's network, however far its start has come."""
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    if not connecting.cancelled() and connecting.exception() is None and isinstance(connecting.result(), _Connected):
+        for inmate in _result(connecting.result()).processes:
+            await inmate.end()
+
+
+async def _write_first(
+    launch: Launch, account: int, process: Process, connecting: asyncio.Task[_Connected | RoostError | OSError]
+) -> None:
+    """Record a QEMU that has yet to be let go, as soon as its network is there."""
+    network = _result(await asyncio.shield(connecting))
+    saved = tuple(map(_Saved.of, network.processes))
+    _write(launch.files, _Record(launch.uid, account, _Saved(process), network=saved))
+
+
 def _write(machine: MachineFiles, record: _Record) -> None:
-    files.atomic_write(machine.record, msgspec.json.encode(record))
+    """Not durable: the processes that it tells of do not outlive the host either."""
+    files.atomic_write(machine.record, msgspec.json.encode(record), durable=False)
 
 
 def _isolation(launch: Launch, jailed: Jailed) -> Isolation:

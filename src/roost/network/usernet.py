@@ -41,11 +41,11 @@ class UserNetwork:
         self._facts = facts
 
     async def connect(
-        self, uid: str, account: int, publish: Sequence[Publish]
-    ) -> tuple[socket.socket, tuple[Jailed, ...], tuple[str, ...]]:
-        """Our end of the machine's stream socket, the processes that are its network, and its addresses.
+        self, uid: str, account: int, publish: Sequence[Publish], ends: tuple[socket.socket, socket.socket]
+    ) -> tuple[tuple[Jailed, ...], tuple[str, ...]]:
+        """The processes that are the network of machine `uid`, and the machine's addresses, once the network has answered.
 
-        Raises Conflict (port taken), Invalid (port that can not be published), Unavailable; then nothing is left behind.
+        `ends` are the machine's and the network's end of a pair of stream sockets. Raises Conflict (port taken), Invalid (port that can not be published), Unavailable; then nothing is left behind.
         """
         if self._facts.passt is None:
             fix = "sudo apt-get install --no-install-recommends passt, or launch with --network none"
@@ -54,18 +54,15 @@ class UserNetwork:
         for entry in publish:
             _try_port(entry)
         async with contextlib.AsyncExitStack() as undo:
-            link, far = socket.socketpair()
-            undo.callback(link.close)
-            with far:
-                inner, outer = socket.socketpair()
-                with inner, outer:
-                    sides = {_GUEST_SIDE: far.fileno(), _WORLD_SIDE: inner.fileno()}
-                    passt, fence = await _enter_all(
-                        (_passt(uid, account, argv, outer.fileno()), _fence(uid, account, sides)), undo
-                    )
-            await _answer(link, passt)
+            inner, outer = socket.socketpair()
+            with inner, outer:
+                sides = {_GUEST_SIDE: ends[1].fileno(), _WORLD_SIDE: inner.fileno()}
+                passt, fence = await _enter_all(
+                    (_passt(uid, account, argv, outer.fileno()), _fence(uid, account, sides)), undo
+                )
+            await _answer(ends[0], passt)
             undo.pop_all()
-        return link, (passt, fence), (plan.ADDRESS,)
+        return (passt, fence), (plan.ADDRESS,)
 
 
 async def _enter_all(jails: Sequence[Jail], undo: contextlib.AsyncExitStack) -> list[Jailed]:

@@ -159,12 +159,14 @@ class FakeGuest:
 
 
 class FakeHypervisor:
-    """Starts fake guests. `guests` outlive a "restart" of the control plane as real processes do: hand the same fake to the next."""
+    """Starts fake guests. `guests` outlive a "restart" of the control plane as real processes do: hand the same fake to the next.
+    `doubles` counts starts of a machine that ran already: each is a fault of the caller."""
 
     def __init__(self, *, hears_power: bool = True) -> None:
         self.guests: dict[str, FakeGuest] = {}
         self.launches: list[Launch] = []
         self.hears_power = hears_power
+        self.doubles = 0
         self.refuse: RoostError | None = None
 
     async def start(self, launch: Launch) -> Guest:
@@ -172,6 +174,7 @@ class FakeHypervisor:
             raise self.refuse
         current = self.guests.get(launch.uid)
         if current is not None and await current.state() != "gone":
+            self.doubles += 1
             raise Conflict(f"machine {launch.uid} runs already")
         self.launches.append(launch)
         process = Process(pid=100_000 + len(self.launches), start=1, uid=300_000, boot="fake")

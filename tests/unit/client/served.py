@@ -17,13 +17,15 @@ from roost.api.app import create_app
 from roost.api.server import make_server
 from roost.api.services import Services
 from roost.build import build_id
+from roost.control.custody import Custody
 from roost.control.events import Recorder, now
 from roost.control.loop import Loop
 from roost.control.machines import Machines, World
 from roost.control.pictures import Pictures
+from roost.control.preparation import Prepared
 from roost.control.records import Records
 from roost.host.clock import SystemClock
-from roost.host.paths import MachineFiles, Paths
+from roost.host.paths import Paths
 from roost.host.sockets import listen_unix
 from roost.hypervisor.base import Command, Session
 from roost.log import spawn_task
@@ -77,7 +79,7 @@ class Served:
         self.socket = directory / "run" / "api.sock"
         self.hypervisor = FakeHypervisor()
         self.uploads: Uploads
-        self.machines: Machines
+        self.custody: Custody
         self.store: MemoryStore
         self._loop: asyncio.AbstractEventLoop
         self._listening = threading.Event()
@@ -118,13 +120,14 @@ class Served:
         loop = Loop(store, clock)
         pictures = Pictures(store, "x86_64", lambda name, arch: name == "tiny", loop.wake)
         paths = Paths(self.directory / "state", self.directory / "run")
-        world = World(self.hypervisor, Pool(), pictures, paths, FACTS, clock, _emulated, lambda: 64 * GiB, _no_seed)
-        self.machines = machines = Machines(Records(store), Recorder(store), world, loop.wake, loop.wake_after)
+        world = World(self.hypervisor, Pool(), pictures, paths, FACTS, clock, _emulated, lambda: 64 * GiB, _prepare)
+        self.custody = Custody(self.hypervisor, paths, clock, FACTS.boot, loop.wake)
+        machines = Machines(Records(store), Recorder(store), self.custody, world, loop.wake_after)
         loop.add("machines/", machines)
         tasks = [spawn_task(loop.run(), "loop"), spawn_task(pictures.follow(), "pictures")]
         services = Services(
             store=store,
-            guests=Guests(machines),
+            guests=Guests(self.custody),
             uploads=self.uploads,
             now=now,
             owner=os.getuid(),
@@ -191,8 +194,8 @@ class Talkers(FakeAgent):
 class Guests:
     """The reconciler's guests, and a console record for those that ended."""
 
-    def __init__(self, machines: Machines) -> None:
-        self.guest = machines.guest
+    def __init__(self, custody: Custody) -> None:
+        self.guest = custody.guest
 
     def record(self, machine: Machine) -> bytes:
         return b"an older boot\n"
@@ -202,8 +205,8 @@ async def _emulated() -> Verdict:
     return Verdict(accelerator="tcg", reason="no KVM here")
 
 
-async def _no_seed(machine: Machine, where: MachineFiles) -> None:
-    return None
+async def _prepare(machine: Machine, manifest: Manifest) -> Prepared:
+    return Prepared()
 
 
 @contextmanager
