@@ -159,9 +159,9 @@ def main(count: int, with_debian: bool) -> None:
 
 def debian_boot(host: roost.Host) -> float:
     """Seconds of a cold boot of debian:12 whose image is there."""
-    launch(host, "debian:12", "debian-0", "1GiB")
+    launch(host, "debian:12", "debian-0", "512MiB")
     host.machines.delete("debian-0")
-    return launch(host, "debian:12", "debian-1", "1GiB")
+    return launch(host, "debian:12", "debian-1", "512MiB")
 
 
 def report(made: Boots, trips: list[float], debian: float | None) -> None:

@@ -179,7 +179,7 @@ class ImageReconciler:
         return shown
 
     async def _failed(self, key: str, error: RoostError) -> None:
-        trouble = Trouble(what=error.what, why=error.why, fix=error.fix)
+        trouble = Trouble(what=error.what, why=error.why, fix=error.fix, code=error.code)
         shown = await self._show(
             key,
             lambda status: replace(status, phase="failed", error=trouble, progress="", fraction=None),
@@ -218,6 +218,7 @@ class ImageReconciler:
                     what=f'image "{image.name}" is not deleted yet',
                     why=f"machines use it: {', '.join(users[:5])}",
                     fix="delete these machines; the image then goes by itself",
+                    code=Conflict.code,
                 )
                 await self._show(key, lambda status: replace(status, error=trouble))
                 raise Retry(trouble.why, after=_IN_USE_DELAY)

@@ -20,7 +20,7 @@ from roost.control.pictures import Pictures
 from roost.control.plan import Seen, Step, next_step
 from roost.control.preparation import Prepared
 from roost.control.records import Records
-from roost.errors import Invalid, NotFound, RoostError, Unavailable
+from roost.errors import BY_CODE, Invalid, NotFound, RoostError, Unavailable
 from roost.host import failpoints, files
 from roost.host.clock import Clock
 from roost.host.paths import Paths
@@ -182,7 +182,8 @@ class Machines:
         held.begin(self._world.clock.now())
         if held.trouble is not None:
             trouble, held.trouble = held.trouble, None
-            raise Unavailable(f'machine "{machine.name}" did not start', trouble.why or trouble.what, trouble.fix)
+            kind = BY_CODE.get(trouble.code, Unavailable)
+            raise kind(f'machine "{machine.name}" did not start', trouble.why or trouble.what, trouble.fix)
         self._world.pictures.expect(machine, key)
         await self._show(key, phase="preparing", progress=held.progress or "preparing the image", error=None, exit="")
 

@@ -51,6 +51,7 @@ class Spec:
     filter: bytes
     network: bool
     sandboxes_itself: bool
+    huge_pages: bool = True
 
     def pack(self) -> bytes:
         """For a launcher under the same interpreter."""
@@ -199,6 +200,8 @@ class _Launcher:
             resource.setrlimit(resource.RLIMIT_NPROC, (self._spec.processes, self._spec.processes))
         else:
             self.report("missing", "thread limit: it would count all processes of this user")
+        if not self._spec.huge_pages:
+            kernel.prctl(kernel.PR_SET_THP_DISABLE, 1)
         self.report("layer", "resource limits")
 
     def _restrict_files(self) -> None:

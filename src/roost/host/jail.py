@@ -67,7 +67,8 @@ class Jail(NamedTuple):
 
     `name` names the control group. `argv[0]` is a path inside. `fds` maps a descriptor inside to one of ours: all others
     are closed, 0 to 2 are /dev/null unless given. `uid` is its uid and gid on the host when we are root (FIRST_UID and
-    up), else it runs as ours. `sandboxes_itself` is for a program such as passt that must still make namespaces.
+    up), else it runs as ours. `sandboxes_itself` is for a program such as passt that must still make namespaces. Without
+    `huge_pages` its memory comes in small pages only, so that nothing is resident that it has not touched.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Jail(NamedTuple):
     network: Literal["none", "host"] = "none"
     uid: int = FIRST_UID
     sandboxes_itself: bool = False
+    huge_pages: bool = True
 
 
 class Jailed(NamedTuple):
@@ -359,6 +361,7 @@ def _spec(jail: Jail) -> confinement.Spec:
     spec.processes = jail.limits.processes
     spec.network = jail.network == "host"
     spec.sandboxes_itself = jail.sandboxes_itself
+    spec.huge_pages = jail.huge_pages
     spec.filter = _filter(os.uname().machine, spec.network, spec.sandboxes_itself)
     return spec
 

@@ -144,7 +144,7 @@ class Qemu:
             undo.push_async_callback(_disconnect, connecting)
             descriptors = {entry.fd: _open(entry, link, ours) for entry in decided.resources}
             jailed = await jail.enter(
-                _jail(decided, launch.uid, account, {**descriptors, 1: errors.fileno(), 2: errors.fileno()}),
+                _jail(launch, decided, account, {**descriptors, 1: errors.fileno(), 2: errors.fileno()}),
                 lambda process: _write_first(launch, account, process, connecting),
             )
         network = _result(await connecting)
@@ -232,11 +232,11 @@ def _open(resource: Resource, link: socket.socket | None, stack: contextlib.Exit
     return link.fileno()
 
 
-def _jail(decided: Plan, uid: str, account: int, descriptors: Mapping[int, int]) -> Jail:
+def _jail(launch: Launch, decided: Plan, account: int, descriptors: Mapping[int, int]) -> Jail:
     bounds = decided.bounds
     mounts = tuple(Bind(mount.source, mount.target, device=mount.device) for mount in decided.mounts)
     return Jail(
-        name=uid,
+        name=launch.uid,
         argv=decided.argv,
         binds=(*jail.program_binds(Path(decided.argv[0])), *mounts),
         fds=descriptors,
@@ -248,6 +248,7 @@ def _jail(decided: Plan, uid: str, account: int, descriptors: Mapping[int, int])
             cpus=bounds.cpus,
         ),
         uid=account,
+        huge_pages=launch.accelerator == "kvm",
     )
 
 

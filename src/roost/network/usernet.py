@@ -45,7 +45,9 @@ class UserNetwork:
     ) -> tuple[tuple[Jailed, ...], tuple[str, ...]]:
         """The processes that are the network of machine `uid`, and the machine's addresses, once the network has answered.
 
-        `ends` are the machine's and the network's end of a pair of stream sockets. Raises Conflict (port taken), Invalid (port that can not be published), Unavailable; then nothing is left behind.
+        `ends` are the machine's and the network's end of a pair of stream sockets.
+
+        Raises Conflict (port taken), Invalid (port that can not be published), Unavailable; then nothing is left behind.
         """
         if self._facts.passt is None:
             fix = "sudo apt-get install --no-install-recommends passt, or launch with --network none"

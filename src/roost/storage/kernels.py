@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import zstandard
 
+from roost.storage import elf
+
 MAX_KERNEL = 512 << 20
 """Bytes a decompressed kernel or module may have."""
 
@@ -24,14 +26,15 @@ _LZ4_BLOCK = 8 << 20
 
 
 def direct(kernel: bytes) -> bytes:
-    """The form of `kernel` that a hypervisor starts fastest: the ELF inside a bzImage when it has a PVH entry, else `kernel` itself."""
+    """The form of `kernel` that a hypervisor starts fastest: the ELF inside a bzImage when it has a PVH entry, without the gaps
+    that would only take memory; else `kernel` itself."""
     if kernel[0x202:0x206] != b"HdrS":
         return kernel
     start = (kernel[0x1F1] + 1) * 512 + int.from_bytes(kernel[0x248:0x24C], "little")
     payload = kernel[start : start + int.from_bytes(kernel[0x24C:0x250], "little")]
     image = _decompressed(payload)
     if image[:4] == b"\x7fELF" and any(note in image for note in _PVH_NOTE):
-        return image
+        return elf.without_gaps(image)
     return kernel
 
 

@@ -61,7 +61,7 @@ def _assemble(arch: Arch, tree: Path, workshop: Workshop) -> None:
 
 
 def _template(arch: Arch) -> Template:
-    ingredients = repr((1, _KERNELS[arch], _AGENT_MODULES, _MODULES, _COMMAND_LINE))
+    ingredients = repr((2, _KERNELS[arch], _AGENT_MODULES, _MODULES, _COMMAND_LINE))
     return Template("tiny", arch, _KERNELS[arch][0], ingredients, 768 * MiB, build)
 
 

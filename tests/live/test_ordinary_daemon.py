@@ -1,0 +1,183 @@
+"""The daemon of an ordinary user: no root, no group, only what the kernel gives everybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import leftovers, pool
+from tests.checkout import SOURCE
+from tests.needs import needs_program, needs_root
+
+pytestmark = [needs_root, needs_program("setpriv", "qemu-system-x86_64", "mmdebstrap"), pytest.mark.timeout(900)]
+
+UID = 12345
+DISTRIBUTION = Path("/usr/bin/python3")
+
+
+class Ordinary:
+    """Somebody with a home of his own who runs Roost from the sources under test."""
+
+    def __init__(self, home: Path, python: str) -> None:
+        self.home, self.python = home, python
+        self.state, self.run = home / "state", home / "run"
+        packages = sysconfig.get_path("purelib")
+        self.environ = {
+            "HOME": str(home),
+            "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
+            "LANG": "C.UTF-8",
+            "ROOST_STATE": str(self.state),
+            "ROOST_RUN": str(self.run),
+            "NO_COLOR": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": f"{home / 'src'}:{packages}",
+        }
+
+    def command(self, *argv: str) -> list[str]:
+        """As the user, without any group or capability."""
+        who = [
+            "setpriv",
+            f"--reuid={UID}",
+            f"--regid={UID}",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+        ]
+        return [*who, self.python, *argv]
+
+    def roost(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """A verb; the first starts the user's own daemon."""
+        done = subprocess.run(
+            self.command("-m", "roost.cli.main", *arguments),
+            env=self.environ, cwd=self.home, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def show(self, name: str) -> dict[str, Any]:
+        """A machine as the API shows it."""
+        return dict(json.loads(self.roost("show", name, "-o", "json").stdout))
+
+
+def _python(home: Path) -> str:
+    """An interpreter that the user may run and that can load what Roost needs; the test is skipped where there is none."""
+    for candidate in (sys.executable, str(DISTRIBUTION)):
+        who = Ordinary(home, candidate)
+        probe = who.command("-c", "import roost, msgspec, litestar, pycdlib")
+        if subprocess.run(probe, env=who.environ, cwd=home, capture_output=True, check=False).returncode == 0:
+            return candidate
+    pytest.skip(f"neither {sys.executable} nor {DISTRIBUTION} can run Roost as uid {UID}")
+
+
+@pytest.fixture(scope="module")
+def somebody() -> Iterator[Ordinary]:
+    """A user with the sources, the images of the pool, and nothing else; nothing of his is left at the end."""
+    home = Path(tempfile.mkdtemp(prefix="roost-user-", dir="/tmp"))
+    try:
+        shutil.copytree(SOURCE, home / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        _own(home)
+        who = Ordinary(home, _python(home))
+        yield who
+        who.roost("delete", "--all", "--yes", check=False)
+        who.roost("serve", "--stop", check=False)
+        left = leftovers.wait_until_none(who.state, who.run)
+    finally:
+        for pid in _processes():
+            os.kill(pid, 9)
+        shutil.rmtree(home, ignore_errors=True)
+    assert left == [], "left behind:\n" + "\n".join(left)
+
+
+def _own(home: Path) -> None:
+    """Copy the pool's images for the user, for hard links to root's files he could not delete; all is his."""
+    linked = pool.new_state()
+    try:
+        pool.fill(linked)
+        (linked / pool.VERDICT).unlink(missing_ok=True)
+        shutil.copytree(linked / "recipes", home / "state/recipes", symlinks=True, dirs_exist_ok=True)
+        for recipe in (home / "state/recipes").iterdir():
+            image = linked / "images" / recipe.readlink().name
+            if json.loads((image / "manifest.json").read_text())["format"] == "none":
+                shutil.copytree(image, home / "state/images" / image.name, dirs_exist_ok=True)
+            else:
+                recipe.unlink()
+    except FileNotFoundError:
+        pass  # an empty pool: the user builds it himself
+    finally:
+        shutil.rmtree(linked)
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", home], check=True)
+    home.chmod(0o700)
+
+
+def _processes() -> list[int]:
+    """The processes of the user."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if entry.stat().st_uid == UID:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def mine(somebody: Ordinary) -> dict[str, Any]:
+    """A running tiny machine of the user."""
+    somebody.roost("launch", "tiny", "mine", timeout=600)
+    return somebody.show("mine")
+
+
+def test_a_user_launches_and_enters_a_machine(somebody: Ordinary, mine: dict[str, Any]) -> None:
+    said = somebody.roost("exec", "mine", "--", "sh", "-c", "id -u; hostname")
+    assert said.stdout.split() == ["0", "mine"]
+    assert mine["status"]["phase"] == "running"
+
+
+def test_its_machine_is_jailed_as_far_as_a_user_can(somebody: Ordinary, mine: dict[str, Any]) -> None:
+    isolation = mine["status"]["isolation"]
+    assert isolation["boundary"] == "jail"
+    wanted = {"user namespace", "mount namespace", "pid namespace", "network namespace", "no capabilities"}
+    assert wanted | {"no new privileges", "seccomp"} <= set(isolation["layers"])
+    assert not set(isolation["layers"]) & set(isolation["missing"])
+    assert "own uid" in isolation["missing"], "a user has only his own"
+    lines = Path(f"/proc/{mine['status']['pid']}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert set(status["Uid"].split()) == {str(UID)}
+    assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_nobody_else_may_ask_the_users_daemon(somebody: Ordinary, mine: dict[str, Any]) -> None:
+    assert oct(somebody.run.stat().st_mode & 0o077) == "0o0"
+    assert {(somebody.run / "api.sock").stat().st_uid, somebody.state.stat().st_uid} == {UID}
+
+
+def test_a_network_and_a_published_port_need_no_privilege(somebody: Ordinary, mine: dict[str, Any]) -> None:
+    wait = "for i in $(seq 100); do test -s /etc/resolv.conf && break; sleep 0.1; done; ip -4 -o addr show dev eth0"
+    assert "inet 10.0.2.15/24" in somebody.roost("exec", "mine", "--", "sh", "-c", wait).stdout
+
+
+def test_stop_and_delete_leave_nothing(somebody: Ordinary, mine: dict[str, Any]) -> None:
+    somebody.roost("stop", "mine")
+    stopped = somebody.show("mine")["status"]
+    assert (stopped["phase"], "force" in stopped["exit"]) == ("stopped", False)
+    somebody.roost("delete", "mine", "--yes")
+    assert somebody.roost("show", "mine", check=False).returncode == 3
+    somebody.roost("serve", "--stop")
+    deadline = time.monotonic() + 20
+    while _processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _processes() == []
+    assert leftovers.wait_until_none(somebody.state, somebody.run, [mine["meta"]["uid"]]) == []
