@@ -56,7 +56,7 @@ async def create(socket: Path, names: list[str], workers: int) -> float:
         client = await Client.connect(socket)
         for name in waiting:
             status, answer = await client.call(
-                "POST", "/v1/machines", {"name": name, "spec": {"image": "tiny", "memory": "64MiB"}}
+                "POST", "/v1/machines", {"name": name, "spec": {"image": "tiny", "memory": "128MiB"}}
             )
             assert status == 201, answer
 

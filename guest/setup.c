@@ -229,6 +229,8 @@ static void make_host_keys(int renew) {
     char path[64], public[72];
     int there = 0;
     if (access("/etc/ssh/sshd_config", F_OK)) return;
+    /* At the first boot of an image of ours its own unit makes them before ssh starts, and nobody has to wait for that here. */
+    if (!renew && !access("/etc/systemd/system/roost-ssh-keys.service", F_OK)) return;
     for (unsigned i = 0; i < 3; i++) {
         snprintf(path, sizeof path, "/etc/ssh/ssh_host_%s_key", types[i]);
         snprintf(public, sizeof public, "%s.pub", path);

@@ -23,7 +23,7 @@ from roost.host.failpoints import POINTS
 
 PROCESS = Path(__file__).with_name("daemon_process.py")
 KEY = {"Idempotency-Key": "one"}
-MACHINE = {"name": "web", "spec": {"image": "tiny", "memory": "64MiB"}}
+MACHINE = {"name": "web", "spec": {"image": "tiny", "memory": "128MiB"}}
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
 
 

@@ -56,8 +56,8 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
         """Everything wrong with the values, beyond their types."""
         if not IMAGE_NAME.fullmatch(self.image):
             yield Problem("image", f"{self.image!r} is not an image name (small letters, digits, '.', ':', '_', '-')")
-        if self.memory < 64 * MiB:
-            yield Problem("memory", f"{self.memory} bytes is less than the 64MiB that a kernel needs")
+        if self.memory < 128 * MiB:
+            yield Problem("memory", f"{self.memory} bytes is less than the 128MiB that a Linux kernel needs to boot")
         if self.memory % MiB:
             yield Problem("memory", f"{self.memory} bytes is not a whole number of MiB")
         if self.disk is not None and (self.disk < MiB or self.disk % 512):
