@@ -12,12 +12,12 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from roost.errors import Conflict, NotStarted, RoostError
+from roost.errors import Conflict, NotStarted, RoostError, Unavailable
 from roost.host import facts, files, processes
 from roost.host.paths import Paths
 from roost.hypervisor import firmware, qemu
@@ -27,6 +27,7 @@ from roost.hypervisor.console import RECORD, RING
 from roost.hypervisor.qemu import Qemu
 from roost.model.facts import HostFacts
 from roost.model.meta import MiB
+from roost.network import usernet
 from roost.network.usernet import UserNetwork
 from roost.storage.images import Images
 from tests import leftovers, pool
@@ -232,6 +233,48 @@ async def test_a_start_that_fails_leaves_nothing(world: World, content: bytes) -
     with pytest.raises(NotStarted) as caught:
         await world.hypervisor.start(launch._replace(disks=(Disk(broken),)))
     assert "QEMU ended at once" in caught.value.why
+    assert not world.left()
+    assert leftovers.descriptors(os.getpid()) == before
+
+
+@pytest.mark.parametrize("after", [step / 1000 for step in range(0, 120, repetitions(30, 2))])
+async def test_a_start_cancelled_at_any_moment_leaves_nothing(world: World, after: float) -> None:
+    before = leftovers.descriptors(os.getpid())
+    start = asyncio.ensure_future(world.hypervisor.start(world.launch(network="user")))
+    await asyncio.wait([start], timeout=after)
+    start.cancel()
+    [answer] = await asyncio.gather(start, return_exceptions=True)
+    if not isinstance(answer, asyncio.CancelledError):
+        await answer.kill()
+    assert not world.left()
+    assert leftovers.descriptors(os.getpid()) == before
+
+
+class Slow(UserNetwork):
+    """A network that looks at the jail of QEMU, which is being built meanwhile, and then fails."""
+
+    seen: str = ""
+
+    async def connect(self, *arguments: Any) -> Any:
+        jailed, _ = await super().connect(*arguments)
+        for process in jailed:
+            await usernet._end(process)
+        await asyncio.sleep(0.3)
+        self.seen = next(path for path in map(Path, _below(os.getpid())) if path.exists()).read_text()
+        raise Unavailable("the machine has no network", "the test says so")
+
+
+def _below(pid: int) -> list[str]:
+    children = [pid for task in Path(f"/proc/{pid}/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [f"/proc/{child}/comm" for child in children]
+
+
+async def test_qemu_is_not_let_go_before_its_network_answers_and_ends_with_its_failure(world: World) -> None:
+    before = leftovers.descriptors(os.getpid())
+    network = Slow(world.facts)
+    with pytest.raises(Unavailable, match="the test says so"):
+        await Qemu(world.paths, world.facts, network).start(world.launch(network="user"))
+    assert network.seen.startswith("python")
     assert not world.left()
     assert leftovers.descriptors(os.getpid()) == before
 

@@ -90,9 +90,13 @@ ln -sf /lib/systemd/system/cloud-init.target "$1/multi-user.target.wants/cloud-i
 : > /run/cloud-init/enabled
 """
 
+# The agent (or roost-ssh-keys.service) has made the host keys by then: cloud-init would throw them away and make four others,
+# which takes minutes without KVM.
 _CLOUD = """\
 datasource_list: [NoCloud, None]
 network: {config: disabled}
+ssh_deletekeys: false
+ssh_genkeytypes: []
 """
 
 
