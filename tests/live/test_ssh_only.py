@@ -37,7 +37,9 @@ def plain(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_commands_and_copies_go_by_ssh(shared_daemon: Daemon, plain: str) -> None:
     nonce = secrets.token_hex(8)
     assert shared_daemon.json("show", plain)["status"]["agent"] == "ssh"
-    done = shared_daemon.roost("exec", plain, "--", "sh", "-c", f"hostname; echo {nonce} > /root/nonce; exit 7", check=False)
+    done = shared_daemon.roost(
+        "exec", plain, "--", "sh", "-c", f"hostname; echo {nonce} > /root/nonce; exit 7", check=False
+    )
     assert (done.returncode, done.stdout) == (7, "plain-host\n")
     shared_daemon.roost("copy", f"{plain}:/root/nonce", str(shared_daemon.state / "nonce"))
     assert (shared_daemon.state / "nonce").read_text().strip() == nonce
