@@ -99,19 +99,19 @@ async def download(wish: Download, target: Path, progress: Callable[[float | Non
         async with asyncio.timeout(wish.pace.total):
             resumed = target.exists() and target.stat().st_size > 0
             await _transfer(wish, target, progress)
-            if await _matches(wish, target):
-                return
-            if resumed:  # what was there did not belong to it: once more from the start
+            found = await _digest(wish, target)
+            if found != wish.digest and resumed:  # what was there did not belong to it: once more from the start
                 target.unlink()
                 await _transfer(wish, target, progress)
-                if await _matches(wish, target):
-                    return
+                found = await _digest(wish, target)
+            if found == wish.digest:
+                return
     except TimeoutError:
         raise _unavailable(wish.url, f"it was not complete after {wish.pace.total:g} s") from None
     target.unlink()
     raise Invalid(
         f"{_shown(wish.url)} is not what was asked for",
-        f"its hash is not {wish.digest}",
+        f"its hash is {found}, not {wish.digest}",
         "take the hash from the publisher's page",
     )
 
@@ -148,10 +148,15 @@ async def _transfer(wish: Download, target: Path, progress: Callable[[float | No
                 progress(done / body.length if body.length else None)
 
 
-async def _matches(wish: Download, target: Path) -> bool:
-    algorithm, _, wanted = wish.digest.partition(":")
+def _at(host: str, address: Address) -> str:
+    return host if host.strip("[]") == str(address) else f"{host} leads to {address}, which"
+
+
+async def _digest(wish: Download, target: Path) -> str:
+    """What arrived, by the algorithm of the wish ("sha256:...")."""
+    algorithm = wish.digest.partition(":")[0]
     with target.open("rb") as file:
-        return await asyncio.to_thread(_hash, file, algorithm) == wanted
+        return f"{algorithm}:{await asyncio.to_thread(_hash, file, algorithm)}"
 
 
 def _hash(file: BufferedReader, algorithm: str) -> str:
@@ -322,7 +327,7 @@ async def _resolved(host: str, port: int, wish: Download) -> list[Address]:
         if not permitted(address, wish.allow):
             raise Invalid(
                 f"{_shown(wish.url)} is not downloaded",
-                f"{host} is {address}, which is not an address of the public Internet",
+                f"{_at(host, address)} is not an address of the public Internet",
                 "to allow a local mirror set ROOST_FETCH_ALLOW=NETWORK (for example 192.0.2.0/24) for the daemon and restart it",
             )
     return list(dict.fromkeys(addresses))
