@@ -65,6 +65,9 @@ from roost.store.sqlite import SqliteStore
 MACHINE_WORKERS = 64
 """Machines worked on at once: a step may wait for a guest (its set-up, its end), and others must not wait with it."""
 
+PIECE = 1 << 20
+"""Bytes of a disk read at once."""
+
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
 _log = log.get(__name__)
@@ -155,8 +158,9 @@ class _Here:
 class _Uploads:
     """The pool and the images' reconciler as the API sees them."""
 
-    def __init__(self, pool: Pool, reconciler: ImageReconciler) -> None:
+    def __init__(self, pool: Pool, reconciler: ImageReconciler, paths: Paths) -> None:
         self._pool = pool
+        self._paths = paths
         self._reconciler = reconciler
 
     async def upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
@@ -165,6 +169,20 @@ class _Uploads:
             content, image.spec.limit, lambda text, done: None, name=image.name, sha256=image.spec.sha256
         )
         await self._reconciler.finish_upload(key_of(BY_NAME["image"], image.project, image.name), manifest)
+
+    async def download(self, image: Image) -> AsyncIterator[bytes]:
+        """The disk from the pool."""
+        manifest = self._pool.find(image.status.digest) if image.status.phase == "ready" else None
+        if manifest is None or manifest.format == "none":
+            why = "it has no disk, only a kernel" if manifest is not None else f"it is {image.status.phase}"
+            raise Conflict(f'image "{image.name}" was not exported', why, "roost image list")
+        return _pieces(self._paths.image(manifest.digest).disk)
+
+
+async def _pieces(file: Path) -> AsyncIterator[bytes]:
+    with file.open("rb") as source:
+        while piece := await asyncio.to_thread(source.read, PIECE):
+            yield piece
 
 
 class _Control(NamedTuple):
@@ -234,7 +252,7 @@ def _services(store: Store, paths: Paths, facts: HostFacts, engine: Engines, con
     return Services(
         store=store,
         guests=_Guests(control.custody, paths),
-        uploads=_Uploads(engine.pool, control.images),
+        uploads=_Uploads(engine.pool, control.images, paths),
         now=now,
         owner=os.getuid(),
         node=control.node,

@@ -78,6 +78,21 @@ def test_a_disk_boots_by_bios(daemon: Daemon, imported: str, tmp_path: Path, for
     assert daemon.json("show", "hello")["status"]["firmware"] == "bios"
 
 
+def test_an_image_is_exported_whole_and_can_be_read_elsewhere(
+    daemon: Daemon, tiny: str, imported: str, tmp_path: Path
+) -> None:
+    disk = boot_disk(tmp_path / "disk.raw", secrets.token_hex(8))
+    daemon.roost("image", "import", str(disk), "--name", imported)
+    daemon.roost("image", "export", imported, str(tmp_path / "out.qcow2"))
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", tmp_path / "out.qcow2", tmp_path / "again.raw")
+    assert (tmp_path / "again.raw").read_bytes() == disk.read_bytes()
+    again = daemon.roost("image", "export", imported, str(tmp_path / "out.qcow2"), check=False)
+    assert again.returncode == 4
+    none = daemon.roost("image", "export", "tiny", str(tmp_path / "tiny.qcow2"), check=False)
+    assert none.returncode == 4
+    assert not (tmp_path / "tiny.qcow2").exists()
+
+
 def test_a_debian_disk_from_elsewhere_boots_and_answers(daemon: Daemon, imported: str, tmp_path: Path) -> None:
     daemon.roost("template", "build", "debian:12", timeout=1200)
     digest = daemon.json("image", "show", "debian:12")["status"]["digest"]

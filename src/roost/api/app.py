@@ -50,6 +50,7 @@ the first outcome again (header `Idempotency-Replayed: true`) and does nothing; 
     GET    /v1/machines/PROJECT/NAME/files?path=/x      application/x-tar; member names relative to the parent of /x; when the
                                                         transfer breaks the connection ends without the last chunk
     PUT    /v1/images/PROJECT/NAME/content        body: the disk's bytes, for an image with `spec.upload`; 200 OBJECT
+    GET    /v1/images/PROJECT/NAME/content        the disk as stored (qcow2); its sha256 is `status.digest`; 409 when the image has none
 
 Errors: {"error": {"code", "what", "why", "fix", "problems": [{"path", "message"}]}}; status 400 invalid, 403 forbidden and
 quota-exceeded, 404 not-found (also for what the caller may not know of), 405, 409 conflict, 413 too large, 408 too slow, 503 unavailable

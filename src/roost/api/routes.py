@@ -133,4 +133,6 @@ def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) ->
         ),
         Route("PUT", "/v1/images/{project}/{name}/content", "upload", "Bring the bytes of an image.", streams.upload, None, "update",
               image, takes=raw, gives="Image"),
+        Route("GET", "/v1/images/{project}/{name}/content", "download", "The disk of an image.", streams.download, None, "get",
+              image, gives=raw),
     ]  # fmt: skip

@@ -26,10 +26,14 @@ class Guests(Protocol):
 
 
 class Uploads(Protocol):
-    """Where the bytes of an image that a client brings go."""
+    """Where the bytes of an image that a client brings go, and where those that it takes come from."""
 
     async def upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
         """Take the whole disk, check it and make it the image's. Raises Invalid, Conflict, Unavailable; then nothing of it stays."""
+        ...
+
+    async def download(self, image: Image) -> AsyncIterator[bytes]:
+        """The image's disk (qcow2), as stored. Raises Conflict when there is none."""
         ...
 
 

@@ -127,6 +127,12 @@ class Streams:
         after = await self._resources.read(call, _IMAGE, "get")
         return Answer(codec.encode(after))
 
+    async def download(self, call: Call) -> Streamed:
+        """The disk of an image."""
+        image = await self._resources.read(call, _IMAGE, "get")
+        assert isinstance(image, Image)
+        return Streamed(await self._services.uploads.download(image), b"application/octet-stream")
+
 
 async def agent_of(guest: Guest, name: str) -> Agent:
     """The guest's agent. Raises NotStarted when none answers in time."""

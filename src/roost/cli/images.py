@@ -54,6 +54,9 @@ def _image_arguments(parser: ArgumentParser) -> None:
     imported.add_argument("--sha256", metavar="HEX", help="checksum that it must have (needed for a URL)")
     imported.add_argument("--name", metavar="NAME", help="name (default: from the file, with a part of its checksum)")
     imported.add_argument("--no-wait", action="store_true", help="return at once")
+    exported = add("export", "write an image's disk to a file (qcow2)")
+    exported.add_argument("name", metavar="NAME")
+    exported.add_argument("file", metavar="FILE", help="a file that does not exist, or a directory")
     _deletable(add("delete", "delete images"))
 
 
@@ -69,7 +72,7 @@ def _template(context: Context, given: Namespace) -> int:
 
 
 def _image(context: Context, given: Namespace) -> int:
-    acts = {"list": _list_images, "show": _show, "import": _import, "delete": _delete}
+    acts = {"list": _list_images, "show": _show, "import": _import, "export": _export, "delete": _delete}
     return acts[given.action](context, given)
 
 
@@ -135,6 +138,18 @@ def _import(context: Context, given: Namespace) -> int:
         else:
             image = images.upload(Path(given.source), name=given.name, sha256=given.sha256, report=waiting.report)
     _await(context, images, image, given)
+    return 0
+
+
+def _export(context: Context, given: Namespace) -> int:
+    target = Path(given.file)
+    if target.is_dir():
+        target /= f"{given.name.replace(':', '-')}.qcow2"
+    if target.exists():
+        raise Conflict(f"{target} was not written", "it exists", "choose another name, or remove it first")
+    with Waiting(quiet=context.quiet) as waiting:
+        Sources(context.session, context.project).download(given.name, target, report=waiting.report)
+    context.say(f"{given.name} is in {target}")
     return 0
 
 

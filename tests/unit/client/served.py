@@ -24,6 +24,7 @@ from roost.control.machines import Machines, World
 from roost.control.pictures import Pictures
 from roost.control.preparation import Prepared
 from roost.control.records import Records
+from roost.errors import Conflict
 from roost.host.clock import SystemClock
 from roost.host.paths import Paths
 from roost.host.sockets import listen_unix
@@ -69,6 +70,14 @@ class Uploads:
             name=image.name, meta=image.meta, spec=image.spec, status=ImageStatus(phase="ready", digest="sha256:aa")
         )
         await self._store.put(f"images/default/{image.name}", codec.encode(ready))
+
+    async def download(self, image: Image) -> AsyncIterator[bytes]:
+        if image.name not in self.content:
+            raise Conflict(f'image "{image.name}" was not exported', "it has no disk")
+        return self._parts(self.content[image.name])
+
+    async def _parts(self, content: bytes) -> AsyncIterator[bytes]:
+        yield content
 
 
 class Served:

@@ -185,6 +185,14 @@ def test_the_console_takes_what_is_typed_and_shows_what_is_printed(daemon: Serve
         assert next(console) == b"root\n"
 
 
+def test_an_export_with_another_checksum_is_not_kept(daemon: Served, host: roost.Host, tmp_path: Path) -> None:
+    daemon.uploads.content = {"tiny": b"something else"}
+    with pytest.raises(roost.OutcomeUnknown):
+        host.images.download("tiny", tmp_path / "out.qcow2", report=lambda name, now: None)
+    daemon.uploads.content = {}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_file_is_uploaded_once(daemon: Served, host: roost.Host, tmp_path: Path) -> None:
     (tmp_path / "my disk.raw").write_bytes(b"disk" * 1000)
     first = host.images.image_of(str(tmp_path / "my disk.raw"), None, lambda *_: None)

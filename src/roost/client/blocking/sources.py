@@ -17,9 +17,9 @@ from roost.client.blocking.objects import Objects
 from roost.client.blocking.session import Session
 from roost.client.blocking.wait import apart
 from roost.client.progress import failed
-from roost.client.protocol import path
+from roost.client.protocol import Request, path
 from roost.client.results import Progress
-from roost.errors import Conflict, Invalid, NotFound
+from roost.errors import Conflict, Invalid, NotFound, OutcomeUnknown
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME
 
@@ -74,6 +74,29 @@ class Sources(Objects[Image]):
             path("images", self._project, name, "content"), _content(file, report), "application/octet-stream"
         )
         return self.get(name)
+
+    def download(self, name: str, file: Path, *, report: Callable[[str, Progress], None]) -> None:
+        """Write the disk of an image to `file`, which appears when it is whole and its checksum right.
+
+        Raises NotFound, Conflict (the image has no disk), OutcomeUnknown (the transfer broke, or another checksum).
+        """
+        image = self.get(name)
+        answer = self._session.open(Request("GET", path("images", self._project, name, "content")), timeout=None)
+        part, digest, done = file.with_name(f".{file.name}.part"), hashlib.sha256(), 0
+        try:
+            with open(part, "wb") as target:
+                for piece in answer.pieces():
+                    target.write(piece)
+                    digest.update(piece)
+                    done += len(piece)
+                    report(name, Progress(f"exporting {name}", done / max(image.status.size, done)))
+            if f"sha256:{digest.hexdigest()}" != image.status.digest:
+                raise OutcomeUnknown(
+                    f"image {name!r} was not exported", "what arrived has another checksum", "try again"
+                )
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _ensure(self, name: str, spec: dict[str, Any]) -> Image:
         try:
