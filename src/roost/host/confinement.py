@@ -228,7 +228,7 @@ class _Launcher:
         for inside, descriptor in self._descriptors.items():
             os.dup2(descriptor, inside, inheritable=True)
         os.umask(0o077)
-        kernel.deliver_broken_pipes()
+        kernel.deliver_signals()
         if self._spec.filter:
             kernel.load_filter(self._spec.filter)
         os.execve(argv[0], argv, self._spec.env)

@@ -116,12 +116,13 @@ def drop_capabilities() -> None:
     _check(_libc.capset(header, empty), "capset")
 
 
-def deliver_broken_pipes() -> None:
-    """Undo what Python does to SIGPIPE: an ignored signal stays ignored through an exec.
+def deliver_signals() -> None:
+    """Undo what Python does to SIGPIPE, and a shell's "&" to SIGINT and SIGQUIT: an ignored signal stays ignored through an exec.
 
     SIGXFSZ stays ignored: a program at its file size limit gets an error (EFBIG) instead of its death.
     """
-    _libc.signal(13, None)  # SIGPIPE, SIG_DFL
+    for number in (1, 2, 3, 13, 15):  # SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTERM
+        _libc.signal(number, None)
 
 
 def set_hostname(name: str) -> None:
