@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from roost.config import Config
 
@@ -30,6 +32,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     (directory / "s").mkdir(mode=0o700)
     (directory / "r").mkdir(mode=0o700)
     return Config(state=directory / "s", run=directory / "r")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let hypothesis make its tables of Unicode, which it keeps in the checkout, before any test is timed."""
+    if any(hypothesis.is_hypothesis_test(getattr(item, "obj", None)) for item in session.items):
+        hypothesis.find(strategies.text(), lambda text: True)
 
 
 @pytest.hookimpl(wrapper=True)
