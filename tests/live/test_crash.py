@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -184,12 +183,14 @@ def test_a_record_that_names_a_foreign_process_harms_nobody(victim: Daemon) -> N
     victim.roost("launch", "tiny", "child", "--memory", "128MiB")
     shown = victim.json("show", "child")
     victim.kill()
-    Path(f"/proc/{shown['status']['pid']}/oom_score_adj").read_text()
-    with subprocess.Popen(["sleep", "1000"]) as foreign:
+    foreign = subprocess.Popen(["sleep", "1000"])
+    try:
         record = victim.run / "machines" / shown["meta"]["uid"] / "process.json"
         record.write_text(record.read_text().replace(f'"pid":{shown["status"]["pid"]}', f'"pid":{foreign.pid}'))
         subprocess.run(["kill", "-9", str(shown["status"]["pid"])], check=True)
         victim.start()
         _phase(victim, "child", "crashed")
         assert foreign.poll() is None
+    finally:
         foreign.kill()
+        foreign.wait()
