@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +71,8 @@ async def convert(source: Path, target: Path, driver: formats.Format, name: str,
     finished = await _jailed(argv, source, {_TARGET: target}, limit)
     if finished.code:
         why = _last_words(finished)
-        if target.stat().st_size >= limit - (1 << 20):
+        # qemu-img writes at several places at once, so the size alone does not tell: EFBIG does.
+        if os.strerror(errno.EFBIG) in why or target.stat().st_size >= limit - (1 << 20):
             why = f"its content takes more than the {sizes.show(limit)} allowed"
         raise Invalid(f"{name} could not be copied", why, "check it with qemu-img check, or raise spec.limit")
     with target.open("rb") as file:
