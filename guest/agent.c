@@ -7,13 +7,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/random.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/time.h>
 #include <sys/utsname.h>
@@ -21,19 +20,24 @@
 #include <unistd.h>
 
 #include "builtin.h"
+#include "freeze.h"
 #include "session.h"
 
 #define PORT_NAME "roost.agent.0"
+#define FEATURES "identity seal freeze" /* what came after the first agents */
 #define OUT_SIZE (256u << 10)
 #define OUT_SPARE (8u << 10)      /* kept free of output, so that answers to the host always fit */
 #define INFO_MAX 512
+#define COMPLAINTS 2000
 #define IDLE_MS 50                /* a frame whose rest does not come for this long may belong to a host that died */
 #define ABSENT_MS 500             /* how often a port without a host is looked at, should its wake-up get lost */
+#define PRIORITY (-15)            /* in a machine that has just been copied everybody wakes up; we are what the host waits for */
 #define TAG_PORT UINT64_MAX
 #define TAG_CHILD (UINT64_MAX - 1)
+#define TAG_FREEZE (UINT64_MAX - 2)
 
-static int port = -1, poller, child_events, port_given;
-static int port_readable, port_writable, host_absent, children_changed;
+static int port = -1, poller, child_events, port_given, harmless;
+static int port_readable, port_writable, host_absent, host_sure, children_changed;
 static struct decoder decoder;
 static uint8_t out[OUT_SIZE];
 static size_t out_start, out_end;
@@ -118,6 +122,7 @@ static void acquire_port(void) {
     unsigned wait = 1;
     while (port < 0 && (port = find_port()) < 0) {
         pause_ms(wait);
+        freeze_moved();
         if (wait < 200) wait += wait / 4 + 1;
     }
     struct epoll_event event = {.events = EPOLLET | EPOLLIN | EPOLLOUT | EPOLLRDHUP, .data.u64 = TAG_PORT};
@@ -131,11 +136,12 @@ static void acquire_port(void) {
 
 /* The host closed its end: its sessions end, and half a frame from it must not meet the next host's bytes. */
 static void host_left(void) {
+    freeze_abandon();
     if (port_given) exit(0);
     sessions_kill_all();
     decoder_clear(&decoder);
     out_start = out_end = 0;
-    has_epoch = 0;
+    has_epoch = host_sure = 0;
     host_absent = 1;
     port_readable = 0;
 }
@@ -151,7 +157,7 @@ static int flush_port(void) {
     if (!port_writable || out_start == out_end) return 0;
     size_t length = out_end - out_start < FRAME_DATA ? out_end - out_start : FRAME_DATA;
     ssize_t n = write(port, out + out_start, length);
-    if (n > 0) out_start += (size_t)n;
+    if (n > 0) out_start += (size_t)n, host_sure = 1;
     if (n > 0 || (n < 0 && errno == EINTR)) return 1;
     port_writable = 0;
     if (n < 0 && errno != EAGAIN && errno != EPIPE && errno != ENOTCONN) port_lost();
@@ -179,6 +185,7 @@ static void reset(const struct frame *frame) {
     char id[64];
     if (!has_epoch || memcmp(epoch, frame->payload, FRAME_NONCE)) { /* a repeated reset is only answered again */
         sessions_kill_all();
+        freeze_abandon();
         out_start = out_end = 0;
         memcpy(epoch, frame->payload, FRAME_NONCE);
         has_epoch = 1;
@@ -186,34 +193,31 @@ static void reset(const struct frame *frame) {
     uname(&name);
     os_id(id, sizeof id);
     memcpy(answer, epoch, FRAME_NONCE);
-    int n = snprintf((char *)answer + FRAME_NONCE, INFO_MAX, "agent=%s\nkernel=%s\narch=%s\nos=%s\n", ROOST_AGENT_VERSION,
-                     name.release, name.machine, id);
+    int n = snprintf((char *)answer + FRAME_NONCE, INFO_MAX, "agent=%s\ncan=%s\nkernel=%s\narch=%s\nos=%s\n", ROOST_AGENT_VERSION,
+                     FEATURES, name.release, name.machine, id);
     out_frame(0, FRAME_RESET, answer, FRAME_NONCE + (uint32_t)(n < INFO_MAX ? n : INFO_MAX - 1));
 }
 
-/* After a clone two guests have the same generator: mix in what the host sends, and have the kernel use it at once. */
-static void reseed(const struct frame *frame) {
-    uint32_t pool[2 + 16]; /* struct rand_pool_info: bits, bytes, and then the bytes themselves */
-    uint8_t payload[4];
-    int error = frame->length < 32 || frame->length > 64 ? EINVAL : 0;
-    int fd = error ? -1 : open("/dev/urandom", O_WRONLY | O_CLOEXEC);
-    if (!error && fd < 0) error = errno;
-    if (!error) {
-        memcpy(pool + 2, frame->payload, frame->length);
-        pool[0] = frame->length * 8;
-        pool[1] = frame->length;
-        if (ioctl(fd, RNDADDENTROPY, pool) || ioctl(fd, RNDRESEEDCRNG)) error = errno;
-    }
-    if (fd >= 0) close(fd);
-    write32(payload, (uint32_t)error);
-    out_frame(0, FRAME_RESEED, payload, sizeof payload);
+/* Not a process of its own: what that costs a machine that has just been copied, and is emulated, is as much as all the rest. */
+static void take_identity(const struct frame *frame) {
+    static char lines[FRAME_MAX + 1];
+    char answer[4 + COMPLAINTS] = "";
+    memcpy(lines, frame->payload, frame->length);
+    lines[frame->length] = 0;
+    collect_complaints(answer + 4, COMPLAINTS);
+    int error = harmless ? EOPNOTSUPP : identify(lines);
+    collect_complaints(NULL, 0);
+    explicit_bzero(lines, frame->length); /* there were keys in it */
+    write32((uint8_t *)answer, (uint32_t)error);
+    out_frame(0, FRAME_IDENTITY, answer, 4 + (uint32_t)strlen(answer + 4));
 }
 
 static void handle(const struct frame *frame) {
     if (frame->type == FRAME_RESET && !frame->session && frame->length == FRAME_NONCE) reset(frame);
     else if (!has_epoch) return;
     else if (frame->type == FRAME_PING) out_frame(0, FRAME_PING, frame->payload, frame->length < 64 ? frame->length : 64);
-    else if (frame->type == FRAME_RESEED) reseed(frame);
+    else if (frame->type == FRAME_IDENTITY && !frame->session) take_identity(frame);
+    else if (frame->type == FRAME_FREEZE || frame->type == FRAME_THAW) freeze_frame(frame);
     else session_frame(frame);
 }
 
@@ -241,9 +245,10 @@ static int read_port(void) {
         return 1;
     }
     if (n < 0 && errno == EINTR) return 1;
-    if (n < 0 && errno == EAGAIN) port_readable = host_absent = 0;
+    if (n < 0 && errno == EAGAIN) port_readable = host_absent = 0, host_sure = 1;
     else if (n < 0 && errno != EPIPE && errno != ECONNRESET) port_lost();
-    else host_left();
+    else if (host_sure || port_given) host_left();
+    else port_readable = 0, host_absent = 1; /* what a host sends may arrive before the kernel knows that it has come */
     return 0;
 }
 
@@ -256,6 +261,7 @@ static void wait_for_events(int timeout) {
     for (int i = 0; i < count; i++) {
         uint64_t tag = events[i].data.u64;
         if (tag == TAG_PORT) port_readable = port_writable = 1;
+        else if (tag == TAG_FREEZE) freeze_moved();
         else if (tag != TAG_CHILD) sessions_ready((unsigned)(tag / 4), (unsigned)(tag % 4));
         else for (children_changed = 1; read(child_events, &info, sizeof info) > 0;);
     }
@@ -279,7 +285,8 @@ static void serve(void) {
         int half = !decoder.lost && decoder.used > decoder.start && !decoder.peeked;
         int timeout = shorter(sessions_timeout(), shorter(half ? IDLE_MS : -1, host_absent ? ABSENT_MS : -1));
         uint64_t before = now_ms();
-        wait_for_events(timeout);
+        wait_for_events(shorter(timeout, freeze_timeout()));
+        freeze_expire();
         if (half && now_ms() - before >= IDLE_MS && decoder_peek(&decoder, &frame)) {
             decoder_drop(&decoder, &frame);
             handle(&frame);
@@ -294,6 +301,8 @@ static void open_standard_files(void) {
     if (fd >= 3) close(fd);
 }
 
+/* `--port-fd N [MOUNTS]` is for tests: a port that is open already, and the file systems that may be frozen; without them the machine is left
+   alone, for it is the tester's own. */
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "--port-fd")) return builtin(argc - 1, argv + 1);
     open_standard_files();
@@ -305,11 +314,15 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     poller = epoll_create1(EPOLL_CLOEXEC);
     child_events = signalfd(-1, &children, SFD_NONBLOCK | SFD_CLOEXEC);
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = TAG_CHILD};
-    if (poller < 0 || child_events < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, child_events, &event)) {
+    harmless = argc == 3;
+    int frozen = freeze_open(harmless ? "" : argc > 3 ? argv[3] : "/proc/self/mounts");
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = TAG_CHILD}, freezing = {.events = EPOLLIN, .data.u64 = TAG_FREEZE};
+    if (poller < 0 || child_events < 0 || frozen < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, child_events, &event) ||
+        epoll_ctl(poller, EPOLL_CTL_ADD, frozen, &freezing)) {
         perror("roost-agent");
         return 1;
     }
+    setpriority(PRIO_PROCESS, 0, PRIORITY);
     if (argc > 2) {
         port = atoi(argv[2]);
         port_given = 1;

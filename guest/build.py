@@ -17,25 +17,38 @@ FLAGS = (
     "-std=gnu11", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing",
     "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections",
 )  # fmt: skip
+# A library for whatever C library QEMU was built with: it needs none itself, and no symbol of a certain version. 64 KiB is the
+# largest page of an aarch64 host.
+LIBRARY_FLAGS = (
+    "-std=gnu11", "-shared", "-fPIC", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fvisibility=hidden", "-Os", "-s",
+    "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,max-page-size=65536",
+    "-Wl,-soname,memory.so",
+)  # fmt: skip
 
 
 class Program(NamedTuple):
-    """One program: its sources, and the architectures it is made for."""
+    """One program: its sources, the architectures it is made for, and how it is compiled."""
 
     name: str
     sources: tuple[str, ...]
     arches: tuple[str, ...]
+    flags: tuple[str, ...] = FLAGS
 
 
+AGENT = (
+    "agent.c", "frame.c", "session.c", "spawn.c", "freeze.c", "builtin.c", "archive.c", "extract.c", "setup.c", "identity.c",
+    "link.c", "seal.c", "files.c",
+)  # fmt: skip
 PROGRAMS = (
     Program(
         "agent",
-        ("agent.c", "frame.c", "session.c", "spawn.c", "builtin.c", "archive.c", "extract.c", "setup.c"),
+        AGENT,
         ("x86_64", "aarch64", "riscv64"),
     ),
     Program("init", ("init.c", "switchroot.c", "tiny.c"), ("x86_64", "aarch64", "riscv64")),
     Program("escape", ("escape.c",), ("x86_64", "aarch64")),
     Program("fence", ("fence.c",), ("x86_64", "aarch64", "riscv64")),
+    Program("memory.so", ("memory.c",), ("x86_64", "aarch64", "riscv64"), LIBRARY_FLAGS),
 )
 
 
@@ -65,7 +78,7 @@ def _compile(program: Program, arch: str, target: Path, version: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{program.name}.{os.getpid()}")
     argv = [
-        sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[arch], *FLAGS,
+        sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[arch], *program.flags,
         f'-DROOST_AGENT_VERSION="{version}"', "-o", str(beside), *(str(HERE / name) for name in program.sources),
     ]  # fmt: skip
     print(f"guest: {program.name} for {arch}", file=sys.stderr)
@@ -80,7 +93,7 @@ def _compile(program: Program, arch: str, target: Path, version: str) -> Path:
 
 
 def _digest(program: Program, arch: str, version: str) -> str:
-    state = hashlib.sha256("\0".join((*FLAGS, TARGETS[arch], version)).encode())
+    state = hashlib.sha256("\0".join((*program.flags, TARGETS[arch], version)).encode())
     headers = sorted(p.name for p in HERE.glob("*.h"))
     for name in (*program.sources, *headers):
         state.update(name.encode() + b"\0" + (HERE / name).read_bytes() + b"\0")

@@ -3,13 +3,30 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
+static char *complaints;
+static size_t complaints_room;
+
+void collect_complaints(char *buffer, size_t size) {
+    complaints = buffer;
+    complaints_room = size;
+}
+
 int complain(const char *what) {
-    dprintf(2, "%s: %s\n", what, strerror(errno));
+    char line[256];
+    int n = snprintf(line, sizeof line, "%s: %s\n", what, strerror(errno));
+    if (!complaints) return dprintf(2, "%s", line), 1;
+    size_t length = n < (int)sizeof line ? (size_t)n : sizeof line - 1;
+    if (length >= complaints_room) return 1;
+    memcpy(complaints, line, length + 1);
+    complaints += length;
+    complaints_room -= length;
     return 1;
 }
 
@@ -38,6 +55,19 @@ ssize_t read_full(int fd, void *data, size_t length) {
     return (ssize_t)done;
 }
 
+int add_entropy(const uint8_t *bytes, size_t length) {
+    uint32_t pool[2 + ENTROPY_MAX / 4]; /* struct rand_pool_info: bits, bytes, and then the bytes themselves */
+    if (length < ENTROPY_MIN || length > ENTROPY_MAX) return EINVAL;
+    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    memcpy(pool + 2, bytes, length);
+    pool[0] = (uint32_t)length * 8;
+    pool[1] = (uint32_t)length;
+    int error = ioctl(fd, RNDADDENTROPY, pool) || ioctl(fd, RNDRESEEDCRNG) ? errno : 0;
+    close(fd);
+    return error;
+}
+
 #define SYSTEMD_SIGRTMIN 34 /* glibc's; musl's is 35 */
 
 int power_main(const char *action) {
@@ -55,7 +85,9 @@ int builtin(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[0], "extract")) return extract_main(argv[1]);
     if (argc == 2 && !strcmp(argv[0], "power")) return power_main(argv[1]);
     if (argc == 1 && !strcmp(argv[0], "setup")) return setup_main();
+    if (argc == 2 && !strcmp(argv[0], "grow")) return grow_main(argv[1]);
+    if (argc == 1 && !strcmp(argv[0], "seal")) return seal_main();
     if (argc == 1 && !strcmp(argv[0], "--version")) return dprintf(1, "%s\n", ROOST_AGENT_VERSION), 0;
-    dprintf(2, "usage: roost-agent [archive PATH | extract DIRECTORY | setup | power off|reboot | --version]\n");
+    dprintf(2, "usage: roost-agent [archive PATH | extract DIRECTORY | setup | grow ID | seal | power off|reboot | --version]\n");
     return 2;
 }

@@ -15,7 +15,9 @@ enum frame_type {
     FRAME_RESET = 'R',   /* both ways */
     FRAME_PING = 'P',    /* both ways */
     FRAME_WINDOW = 'W',  /* both ways */
-    FRAME_RESEED = 'G',  /* both ways */
+    FRAME_FREEZE = 'Q',  /* both ways */
+    FRAME_THAW = 'T',    /* both ways */
+    FRAME_IDENTITY = 'U', /* both ways */
     FRAME_EXEC = 'X',    /* to the guest from here on */
     FRAME_INPUT = 'I',
     FRAME_END = 'E',

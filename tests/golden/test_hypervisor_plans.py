@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from roost.host.paths import MachineFiles
-from roost.hypervisor.base import DirectBoot, Disk, Launch
+from roost.hypervisor.base import DirectBoot, Disk, Launch, Saved
 from roost.hypervisor.plan import Plan, plan
 from roost.model.facts import HostFacts
 from roost.model.machine import Publish
@@ -27,7 +27,8 @@ FILES = MachineFiles(Path("/state/machines") / UID, Path("/run/roost/machines") 
 IMAGE = Path("/state/images/sha256-0123")
 DEBIAN = DirectBoot(IMAGE / "kernel", IMAGE / "initramfs", "root=/dev/vda1 ro console=ttyS0 quiet")
 TINY = DirectBoot(IMAGE / "kernel", IMAGE / "initramfs", "console=ttyS0 quiet")
-ROOT = Disk(FILES.disk, IMAGE / "disk.qcow2", serial="root")
+LAYERS = (Path("/state/layers/2/disk.qcow2"), Path("/state/layers/1/disk.qcow2"), IMAGE / "disk.qcow2")
+ROOT = Disk(FILES.disk, (IMAGE / "disk.qcow2",), serial="root")
 
 BASIC = Launch(UID, "x86_64", 1, 512 * MiB, "tcg", "direct", FILES)
 TINY_LAUNCH = BASIC._replace(direct=TINY)
@@ -62,6 +63,10 @@ CASES = (
     Case("kvm-amd-riscv64-uefi", "kvm-amd", UEFI._replace(arch="riscv64")),
     Case("aarch64-kvm", "aarch64", UEFI._replace(arch="aarch64", accelerator="kvm")),
     Case("aarch64-emulates-x86", "aarch64", DEBIAN_LAUNCH),
+    Case("kvm-hangs-forked", "kvm-hangs", DEBIAN_LAUNCH._replace(saved=Saved(None, None))),
+    Case("kvm-hangs-layered", "kvm-hangs", DEBIAN_LAUNCH._replace(disks=(ROOT._replace(below=LAYERS),))),
+    Case("kvm-hangs-unplugged", "kvm-hangs", DEBIAN_LAUNCH._replace(network="unplugged")),
+    Case("kvm-hangs-tpm", "kvm-hangs", UEFI._replace(tpm=True)),
 )
 
 

@@ -19,8 +19,13 @@ from roost.hypervisor.agent import AgentSession, RoostAgent
 from roost.hypervisor.base import Command
 
 SOURCES = Path(__file__).parents[2] / "guest"
-AGENT = ("agent.c", "frame.c", "session.c", "spawn.c", "builtin.c", "archive.c", "extract.c", "setup.c")
+AGENT = (
+    "agent.c", "frame.c", "session.c", "spawn.c", "freeze.c", "builtin.c", "archive.c", "extract.c", "setup.c", "identity.c",
+    "link.c", "seal.c", "files.c",
+)  # fmt: skip
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+FREEZE_SECONDS = 1.0
+"""After how long the agent with sanitizers thaws by itself."""
 
 
 @functools.cache
@@ -30,7 +35,17 @@ def program() -> Path:
         return shipped()
     target = Path(tempfile.mkdtemp(prefix="roost-agent-")) / "agent"
     subprocess.run(
-        ["gcc", "-std=gnu11", *SANITIZERS, "-o", target, *(SOURCES / name for name in AGENT)], check=True, timeout=120
+        [
+            "gcc",
+            "-std=gnu11",
+            *SANITIZERS,
+            f"-DFREEZE_MS={FREEZE_SECONDS * 1000:.0f}",
+            "-o",
+            target,
+            *(SOURCES / name for name in AGENT),
+        ],
+        check=True,
+        timeout=120,
     )
     return target
 
@@ -55,20 +70,23 @@ class Native(NamedTuple):
     port: socket.socket
 
 
-def start() -> Native:
-    """A new agent."""
+def start(mounts: Path | None = None) -> Native:
+    """A new agent. It may freeze the file systems listed in `mounts` (like /proc/self/mounts), and without it does nothing to this host."""
+    allowed = [str(mounts)] if mounts else []
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [program(), "--port-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            [program(), "--port-fd", str(theirs.fileno()), *allowed],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
         )
     return Native(process, ours)
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[RoostAgent]:
+async def connected(mounts: Path | None = None) -> AsyncIterator[RoostAgent]:
     """A new agent and its client. Fails when the agent does not end cleanly (a sanitizer found something)."""
-    native = start()
+    native = start(mounts)
     try:
         agent = await client(native.port)
         yield agent

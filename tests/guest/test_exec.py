@@ -283,7 +283,7 @@ async def test_a_lost_connection_leaves_the_outcome_unknown() -> None:
 
 
 async def test_the_agent_says_what_it_is(agent: RoostAgent) -> None:
-    assert set(agent.info) == {"agent", "kernel", "arch", "os"}
+    assert set(agent.info) == {"agent", "can", "kernel", "arch", "os"}
     assert agent.info["kernel"] == os.uname().release
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from base64 import b64encode
+import subprocess
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
-from roost.errors import Invalid, NotStarted, OutcomeUnknown
-from roost.hypervisor import guestagent
-from roost.hypervisor.base import Chunk, Command, Setup
+from roost.errors import CommandFailed, Invalid, NotStarted, OutcomeUnknown
+from roost.hypervisor import guestagent, hostkeys
+from roost.hypervisor.base import Chunk, Command, HostKey, Setup
 from roost.hypervisor.guestagent import GuestAgent
-from roost.hypervisor.setupscript import setup_script, within
+from roost.hypervisor.setupscript import seal_script, setup_script, within
 
 Answer = Callable[[dict[str, Any]], bytes]
 
@@ -25,6 +27,8 @@ def good(request: dict[str, Any]) -> bytes:
     """An agent in which every command has ended at once."""
     answers: dict[str, Any] = {
         "guest-ping": {},
+        "guest-fsfreeze-freeze": 2,
+        "guest-fsfreeze-thaw": 2,
         "guest-exec": {"pid": 7},
         "guest-exec-status": {
             "exited": True,
@@ -160,6 +164,77 @@ async def test_an_answer_to_another_number_is_not_the_synchronisation(monkeypatc
 def test_directory_and_user_are_put_in_front() -> None:
     argv = within(Command(["ls", "-l"], cwd="/a b", user="bob"), switch_user=("runuser", "-u"))
     assert argv == ["runuser", "-u", "bob", "--", "/bin/sh", "-c", 'cd "$0" && exec "$@"', "/a b", "ls", "-l"]
+
+
+def recording(asked: list[dict[str, Any]], refused: str = "") -> Answer:
+    """A good agent that notes what it was asked, and refuses one verb; its commands end well."""
+
+    def answer(request: dict[str, Any]) -> bytes:
+        asked.append(request)
+        if request["execute"] == refused:
+            return b'{"error": {"desc": "not allowed"}}\n'
+        return good(request).replace(b'"exitcode": 5', b'"exitcode": 0')
+
+    return answer
+
+
+async def test_keys_reach_the_guest_as_input_and_never_as_arguments() -> None:
+    asked: list[dict[str, Any]] = []
+    async with talking(recording(asked)) as client:
+        await client.setup(
+            Setup("web", "1" * 32, entropy=b"\xee" * 32, host_keys=[HostKey("ed25519", "SECRET", "ssh-x A")])
+        )
+        await client.seal()
+    begun = [request["arguments"] for request in asked if request["execute"] == "guest-exec"]
+    assert [(entry["path"], entry["arg"]) for entry in begun] == [("/bin/sh", [])] * 2
+    script = b64decode(begun[0]["input-data"]).decode()
+    assert "SECRET" in script
+    assert "ee" * 32 in script
+
+
+async def test_a_freeze_is_thawed_once_and_one_that_failed_at_once() -> None:
+    asked: list[dict[str, Any]] = []
+    async with talking(recording(asked)) as client:
+        await client.freeze()
+        await client.thaw()
+    assert [request["execute"] for request in asked] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+    asked.clear()
+    async with talking(recording(asked, "guest-fsfreeze-freeze")) as client:
+        with pytest.raises(CommandFailed, match="not allowed"):
+            await client.freeze()
+    assert [request["execute"] for request in asked] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+
+
+async def test_a_guest_does_not_stay_frozen_for_longer_than_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guestagent, "_FROZEN_SECONDS", 0.01)
+    asked: list[dict[str, Any]] = []
+    async with talking(recording(asked)) as client:
+        await client.freeze()
+        await asyncio.sleep(0.05)
+        assert [request["execute"] for request in asked] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+
+
+async def test_a_frozen_guest_is_thawed_before_it_is_let_go() -> None:
+    asked: list[dict[str, Any]] = []
+    async with talking(recording(asked)) as client:
+        await client.freeze()
+        await client.close()
+    assert [request["execute"] for request in asked] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+
+
+@pytest.mark.parametrize("script", [setup_script(Setup("web", "1" * 32, host_keys=hostkeys.make())), seal_script()])
+def test_the_scripts_are_shell(script: str) -> None:
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+
+
+def test_host_keys_are_openssh_keys_and_never_the_same() -> None:
+    keys = hostkeys.make()
+    assert [key.kind for key in keys] == ["ed25519", "ecdsa"]
+    for key in keys:
+        public = serialization.load_ssh_private_key(key.private.encode(), None).public_key()
+        line = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        assert line.decode() == key.public
+    assert {key.public for key in keys}.isdisjoint(key.public for key in hostkeys.make())
 
 
 def test_no_word_of_the_setup_reaches_the_shell_unquoted() -> None:

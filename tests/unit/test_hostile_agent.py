@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from roost.errors import NotStarted, OutcomeUnknown
+from roost.errors import CommandFailed, NotStarted, OutcomeUnknown
 from roost.hypervisor import agent as agent_module
 from roost.hypervisor.agent import AgentSession, RoostAgent
 from roost.hypervisor.agentwire import DATA_SIZE, MAX_CREDIT, WINDOW, Decoder, Frame, Type, encode
@@ -220,3 +220,30 @@ async def test_a_connection_that_ends_before_the_answer_was_not_started() -> Non
     with pytest.raises(NotStarted, match="does not answer"):
         await asyncio.wait_for(client.greet(), 5)
     await client.close()
+
+
+async def test_answers_that_nobody_asked_for_are_ignored_and_one_too_short_ends_the_connection() -> None:
+    async def play(peer: Peer) -> None:
+        peer.send(encode(0, Type.FREEZE, b""), encode(0, Type.THAW, bytes(4)), encode(0, Type.IDENTITY, bytes(9000)))
+        await peer.next(Type.FREEZE)
+        peer.send(encode(0, Type.FREEZE, (16).to_bytes(4, "little")))
+        await peer.next(Type.THAW)
+        peer.send(encode(0, Type.THAW, b"x"))
+
+    async with pair(play) as client:
+        client.info["can"] = "freeze"
+        with pytest.raises(CommandFailed, match="busy"):
+            await client.freeze()
+        with pytest.raises(NotStarted, match="wrong size"):
+            await client.thaw()
+
+
+async def test_an_agent_from_before_that_is_not_asked_to_freeze_or_seal() -> None:
+    async def play(peer: Peer) -> None:
+        await peer.next(Type.FREEZE)
+
+    async with pair(play) as client:
+        for call in (client.freeze, client.seal):
+            with pytest.raises(CommandFailed, match="older"):
+                await call()
+        await client.thaw()

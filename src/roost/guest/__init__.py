@@ -1,4 +1,4 @@
-"""Where the programs that run inside a guest (or inside the jail) are: built from `guest/` by `guest/build.py`, shipped in the wheel."""
+"""Where the programs that run inside a guest (or the jail, or QEMU) are: built from `guest/` by `guest/build.py`, shipped in the wheel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ _HERE = Path(__file__).parent
 _CHECKOUT = _HERE.parents[2] / "guest"
 
 
-def binary(arch: str, name: Literal["agent", "init", "escape", "fence"]) -> Path:
-    """The static program `name` for `arch` (x86_64, aarch64, riscv64). Raises Unavailable with the command that builds it."""
+def binary(arch: str, name: Literal["agent", "init", "escape", "fence", "memory.so"]) -> Path:
+    """The static program `name`, or the library that is preloaded into QEMU, for `arch` (x86_64, aarch64, riscv64).
+
+    Raises Unavailable with the command that builds it.
+    """
     path = _HERE / "bin" / arch / name
     if not path.is_file():
         raise Unavailable(

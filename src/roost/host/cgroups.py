@@ -42,6 +42,14 @@ class CGroup(NamedTuple):
         """Whether no process is in it."""
         return not any(_read(directory / "cgroup.procs") for directory in self.directories)
 
+    def make_room(self, size: int) -> None:
+        """See that the bound of its memory is at least `size` bytes above what is in use; it is never lowered. Raises OSError."""
+        for directory in self.directories:
+            for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+                bound, used = _read(directory / limit).strip(), _read(directory / usage).strip()
+                if bound.isdigit() and used.isdigit() and int(bound) < int(used) + size:
+                    (directory / limit).write_text(str(int(used) + size))
+
     async def remove(self) -> bool:
         """Remove it; what is gone is fine. False when a process is still in it after a second."""
         for _ in range(50):

@@ -19,7 +19,8 @@ GiB = 1 << 30
 State = Literal["ok", "warning", "missing"]
 
 MODULES = (
-    "asyncssh", "h11", "litestar", "msgspec", "prometheus_client", "pycdlib", "qemu.qmp", "structlog", "uvicorn", "wsproto", "yaml", "zstandard",
+    "asyncssh", "cryptography", "h11", "litestar", "msgspec", "prometheus_client", "pycdlib", "qemu.qmp", "structlog",
+    "uvicorn", "wsproto", "yaml", "zstandard",
 )  # fmt: skip
 """What Roost imports; a test compares it with pyproject.toml."""
 
@@ -31,6 +32,7 @@ PROGRAMS: Mapping[str, tuple[str, bool, str]] = {
     "passt": ("passt", True, "the network of machines"),
     "mmdebstrap": ("mmdebstrap", False, "builds the templates debian:12 and debian:13"),
     "busybox": ("busybox-static", False, "the template tiny"),
+    "swtpm": ("swtpm", False, "the TPM of machines that ask for one"),
 }
 """Program: its Debian package, whether machines need it, and what for."""
 

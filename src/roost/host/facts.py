@@ -30,6 +30,7 @@ _CACHE_LIMIT = 4 << 20
 _FAMILIES = {"x86_64": "pc-q35-", "aarch64": "virt-", "riscv64": "virt"}
 _DEVICES = re.compile(
     r"virtio-(?:blk|net|rng|serial|scsi|gpu|balloon)-(?:pci|device)|virtserialport|pvpanic(?:-pci)?|vmgenid|pcie-root-port"
+    r"|tpm-(?:crb|tis|tis-device)"
 )
 _FIRMWARE = (
     "/usr/share/OVMF",
@@ -46,12 +47,14 @@ class _Cached(msgspec.Struct):
     mtime: int
     size: int
     emulator: Emulator
+    wanted: str = ""
+    """What was looked for in its answers: a later Roost may look for more."""
 
 
 async def gather(cache: Path | None = None) -> HostFacts:
     """The facts of this host now. `cache` (`Paths.emulators`) keeps what the QEMU binaries said, by path, time and size.
 
-    What is missing (no QEMU, no KVM, no passt) is a fact, never an error.
+    What is missing (no QEMU, no KVM, no passt, no swtpm) is a fact, never an error.
     """
     cpu = _cpu_information(await asyncio.to_thread(Path("/proc/cpuinfo").read_text))
     return HostFacts(
@@ -66,6 +69,7 @@ async def gather(cache: Path | None = None) -> HostFacts:
         emulators=await _emulators(cache),
         files=tuple(sorted(str(file) for directory in _FIRMWARE for file in Path(directory).glob("*.fd"))),
         passt=_which("passt"),
+        swtpm=_which("swtpm"),
     )
 
 
@@ -125,10 +129,11 @@ def _load(cache: Path | None) -> dict[str, _Cached]:
 async def _cached(arch: str, path: str, known: dict[str, _Cached]) -> _Cached | None:
     entry = known.get(arch)
     status = Path(path).stat()
-    if entry and (entry.emulator.path, entry.mtime, entry.size) == (path, status.st_mtime_ns, status.st_size):
+    seen = (path, status.st_mtime_ns, status.st_size, _DEVICES.pattern)
+    if entry and (entry.emulator.path, entry.mtime, entry.size, entry.wanted) == seen:
         return entry
     try:
-        return _Cached(status.st_mtime_ns, status.st_size, await ask(arch, path))
+        return _Cached(status.st_mtime_ns, status.st_size, await ask(arch, path), _DEVICES.pattern)
     except RoostError:
         return None  # a binary that cannot even print its help is as good as none
 

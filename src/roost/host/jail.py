@@ -296,8 +296,10 @@ async def run_in_jail(
     limits = Limits(memory=bounds["memory"], heap=bounds["memory"], file_size=bounds["file_size"])
     tool = Jail(f"tool-{uuid.uuid4()}", [str(program), *argv[1:]], binds, limits=limits)
     with contextlib.ExitStack() as lent:
-        for path in (*readable.values(), *writable.values()):
-            lent.enter_context(_lend(path))
+        for path in readable.values():
+            lent.enter_context(_lend(path, 0o004))
+        for path in writable.values():
+            lent.enter_context(_lend(path, 0o006))
         return (await run_to_end(tool, timeout))[1]
 
 
@@ -335,10 +337,10 @@ async def _clear_after(jailed: Jailed, ended: asyncio.Task[int | None]) -> None:
 
 
 @contextlib.contextmanager
-def _lend(path: Path) -> Iterator[None]:
-    """Let the jail's uid open a file of ours: it owns it meanwhile. Nothing to do where it is ours or open to all."""
+def _lend(path: Path, needed: int) -> Iterator[None]:
+    """Let the jail's uid open a file of ours: it owns it meanwhile. Nothing to do where it is ours, or its mode gives all what is `needed`."""
     status = path.stat()
-    if os.geteuid() != 0 or status.st_uid != 0 or (status.st_mode & 0o006) == 0o006:
+    if os.geteuid() != 0 or status.st_uid != 0 or (status.st_mode & needed) == needed:
         yield
         return
     os.chown(path, FIRST_UID, -1, follow_symlinks=False)

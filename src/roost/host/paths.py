@@ -20,6 +20,26 @@ class MachineFiles(NamedTuple):
         return self.keep / "root.qcow2"
 
     @property
+    def base(self) -> Path:
+        """What the root disk stands on (JSON); absent while that is the machine's image and never was anything else."""
+        return self.keep / "base.json"
+
+    @property
+    def next_disk(self) -> Path:
+        """The file that is to take the root disk's place: an overlay that covers it, or a disk made anew; of no use without `next_base`."""
+        return self.keep / "root.next.qcow2"
+
+    @property
+    def next_base(self) -> Path:
+        """What `next_disk` stands on (JSON), written when that is whole: it then becomes `base`."""
+        return self.keep / "next.json"
+
+    @property
+    def tpm(self) -> Path:
+        """The directory of the TPM's state."""
+        return self.keep / "tpm"
+
+    @property
     def seed(self) -> Path:
         """The cloud-init NoCloud disk (0600)."""
         return self.keep / "seed.iso"
@@ -58,6 +78,16 @@ class MachineFiles(NamedTuple):
     def monitor(self) -> Path:
         """QMP socket."""
         return self.live / "qmp.sock"
+
+    @property
+    def memory(self) -> Path:
+        """The file that names the guest's memory to QEMU; gone as soon as the memory itself is in place."""
+        return self.live / "memory"
+
+    @property
+    def memory_control(self) -> Path:
+        """Socket of the library that maps memory inside QEMU."""
+        return self.live / "memory.sock"
 
     @property
     def agent(self) -> Path:
@@ -101,6 +131,53 @@ class ImageFiles(NamedTuple):
         return self.directory / "initramfs"
 
 
+class LayerFiles(NamedTuple):
+    """A disk that was written once and never will be again: others stand on it. Read-only once `manifest` exists."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the layer is (JSON)."""
+        return self.directory / "layer.json"
+
+    @property
+    def disk(self) -> Path:
+        """The qcow2 file."""
+        return self.directory / "disk.qcow2"
+
+
+class CheckpointFiles(NamedTuple):
+    """One instant of a machine; whole once `manifest` exists (it is written last)."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What it is (JSON), and the keyed hash over all of it."""
+        return self.directory / "checkpoint.json"
+
+    @property
+    def device(self) -> Path:
+        """QEMU's stream of device state."""
+        return self.directory / "device"
+
+    @property
+    def memory(self) -> Path:
+        """The guest's memory, sparse, byte for byte at its own offset."""
+        return self.directory / "memory"
+
+    @property
+    def variables(self) -> Path:
+        """The UEFI variables."""
+        return self.directory / "uefi-vars.raw"
+
+    @property
+    def tpm(self) -> Path:
+        """The directory of the TPM's state."""
+        return self.directory / "tpm"
+
+
 class Paths(NamedTuple):
     """Where everything is, from the two directories of the configuration."""
 
@@ -133,6 +210,26 @@ class Paths(NamedTuple):
         return self.state / "recipes"
 
     @property
+    def layers(self) -> Path:
+        """All layers, one directory each, named by their UUID."""
+        return self.state / "layers"
+
+    @property
+    def checkpoints(self) -> Path:
+        """All checkpoints, one directory each, named by their UUID: those of snapshots and of warm templates."""
+        return self.state / "checkpoints"
+
+    @property
+    def checkpoint_key(self) -> Path:
+        """The key (0600) of the hashes that seal checkpoints."""
+        return self.state / "checkpoint.key"
+
+    @property
+    def spares(self) -> Path:
+        """Kept files of QEMUs that wait for a machine; everything here is removed when the daemon starts."""
+        return self.state / "spares"
+
+    @property
     def machines(self) -> Path:
         """All machines' kept files."""
         return self.state / "machines"
@@ -141,6 +238,11 @@ class Paths(NamedTuple):
     def live_machines(self) -> Path:
         """All machines' sockets and process records."""
         return self.run / "machines"
+
+    @property
+    def reserve(self) -> Path:
+        """Space kept for the control plane on a full disk."""
+        return self.state / "reserve"
 
     @property
     def verdict(self) -> Path:
@@ -174,3 +276,15 @@ class Paths(NamedTuple):
     def image(self, digest: str) -> ImageFiles:
         """The files of the image "sha256:..."."""
         return ImageFiles(self.images / digest.replace(":", "-"))
+
+    def layer(self, uid: str) -> LayerFiles:
+        """The files of the layer with this UUID."""
+        return LayerFiles(self.layers / uid)
+
+    def checkpoint(self, uid: str) -> CheckpointFiles:
+        """The files of the checkpoint with this UUID."""
+        return CheckpointFiles(self.checkpoints / uid)
+
+    def spare(self, uid: str) -> MachineFiles:
+        """The files of a QEMU that waits for a machine; it gives them up to the machine that takes it."""
+        return MachineFiles(self.spares / uid, self.live_machines / uid)

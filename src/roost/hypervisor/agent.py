@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from roost import log
 from roost.errors import CommandFailed, Invalid, NotFound, NotStarted, OutcomeUnknown, RoostError
-from roost.host.sockets import connect_unix
 from roost.hypervisor import agentwire
 from roost.hypervisor.agentwire import Broken, Decoder, Frame, Type, readable
 from roost.hypervisor.base import Chunk, Command, Setup
+from roost.hypervisor.gate import Gate
 
 _RESEND = 2.0
 """Seconds until an unanswered reset is sent again: a guest that restarts may have swallowed it. Repeating does no harm."""
@@ -27,6 +29,10 @@ _FRAME_TIME = 10.0
 """Seconds within which a frame that was begun must be whole."""
 _START_TIME = 60.0
 """Seconds until a guest must have said whether a command started."""
+_FREEZE_TIME = 12.0
+"""Seconds until a guest must have answered a freeze or a thaw: it gives up after 10 (guest/freeze.c)."""
+_BUILTIN_TIME = 300.0
+"""Seconds until a set-up, a sealing or a shutdown must be done: emulated, a slow host may grow a large disk in it."""
 _ABSENT = 44
 """Exit code of the built-in `archive` when the path does not exist (guest/builtin.h)."""
 _COMPLAINTS = 8 * 1024
@@ -35,13 +41,13 @@ _COMPLAINTS = 8 * 1024
 _STREAMS: dict[int, tuple[int, Literal["stdout", "stderr"]]] = {Type.STDOUT: (1, "stdout"), Type.STDERR: (2, "stderr")}
 
 
-async def connect(path: Path) -> RoostAgent:
+async def connect(path: Path, gate: Gate | None = None) -> RoostAgent:
     """The agent behind QEMU's socket for its port, once it answers; waits without bound (the guest may still be booting).
 
     Raises NotStarted when nothing listens at `path`, or what answers does not speak the protocol.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(sock=connect_unix(path), limit=agentwire.MAX_PAYLOAD)
+        reader, writer = await (gate or Gate()).connect(path, agentwire.MAX_PAYLOAD)
     except OSError as error:
         raise NotStarted("the guest agent cannot be reached", f"{path}: {error.strerror}") from error
     agent = RoostAgent(reader, writer)
@@ -206,7 +212,10 @@ class RoostAgent:
         self._sessions: dict[int, AgentSession] = {}
         self._next = 0
         self._pings: dict[bytes, asyncio.Future[None]] = {}
-        self._reseeds: list[asyncio.Future[int]] = []
+        self._verdicts: dict[int, list[asyncio.Future[tuple[int, bytes]]]]
+        self._verdicts = {
+            kind: [] for kind in (Type.FREEZE, Type.THAW, Type.IDENTITY)
+        }  # answered in order, each by its own kind
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lost = ""
         self._frame_deadline: float | None = None
@@ -223,9 +232,7 @@ class RoostAgent:
     async def greet(self) -> None:
         """Take the guest's agent over: what an earlier host started ends. Returns when it has answered."""
         while True:
-            if (
-                self._writer.transport.get_write_buffer_size() == 0
-            ):  # else nobody reads, and repeating would only pile up
+            if not self._writer.transport.get_write_buffer_size():  # else nobody reads, and it would only pile up
                 self.send(agentwire.encode(0, Type.RESET, self._nonce))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RESEND):
@@ -275,14 +282,14 @@ class RoostAgent:
                 session.take(frame)
         elif handler := _OWN.get(frame.type):
             handler(self, frame.payload)
+        elif waiting := self._verdicts.get(frame.type):
+            verdict = agentwire.decode_verdict(frame.payload)
+            if not (first := waiting.pop(0)).done():
+                first.set_result(verdict)
 
     def _take_pong(self, token: bytes) -> None:
         if (ping := self._pings.pop(token, None)) and not ping.done():
             ping.set_result(None)
-
-    def _take_reseeded(self, payload: bytes) -> None:
-        if self._reseeds and not (first := self._reseeds.pop(0)).done():
-            first.set_result(agentwire.decode_number(payload))
 
     def _take_hello(self, payload: bytes) -> None:
         raise Broken("the agent in the guest was started anew")
@@ -300,17 +307,12 @@ class RoostAgent:
             return
         self._lost = why
         self._writer.close()
-        error = OutcomeUnknown(
-            "the connection to the guest agent is lost", why, "look at what the command did before a retry"
-        )
+        fix = "look at what the command did before a retry"
+        error = OutcomeUnknown("the connection to the guest agent is lost", why, fix)
         for session in [*self._sessions.values()]:
             session.fail(error)
         self._sessions.clear()
-        waiting: list[asyncio.Future[None] | asyncio.Future[int]] = [
-            self._answered,
-            *self._pings.values(),
-            *self._reseeds,
-        ]
+        waiting: list[asyncio.Future[Any]] = [self._answered, *self._pings.values(), *chain(*self._verdicts.values())]
         for future in waiting:
             if not future.done():
                 future.set_exception(NotStarted("the guest agent does not answer", why))
@@ -354,7 +356,7 @@ class RoostAgent:
                 await session.started
         except TimeoutError:
             await session.close()
-            why = f"the guest did not say within {_START_TIME:.0f} s whether the command started"
+            why = f"the guest did not say so within {_START_TIME:.0f} s"
             raise OutcomeUnknown("the command may or may not run", why) from None
         except NotStarted as error:
             self.forget(session._number)
@@ -366,37 +368,73 @@ class RoostAgent:
         return session
 
     async def setup(self, setup: Setup) -> None:
-        """See `base.Agent.setup`. Done once for each machine id; the clock is set every time. Raises CommandFailed, Invalid."""
-        lines = [f"clock {time.time():.3f}", f"hostname {setup.hostname}", f"machine-id {setup.machine_id}"]
-        lines += [f"key {key.strip()}" for key in setup.ssh_keys]
-        for name, keys, sudo in setup.users:
-            lines += [f"user {name} {int(sudo)}", *(f"user-key {name} {key.strip()}" for key in keys)]
-        if setup.grow_root:
-            lines.append("grow-root")
-        if any(not line.isprintable() for line in lines):
-            raise Invalid(
-                "the first-boot set-up cannot be sent", "a name or key holds a line break or a control character"
-            )
-        session = await self._execute(Command(["setup"], stdin=True), builtin=True)
-        await session.write("".join(f"{line}\n" for line in lines).encode())
-        await session.end_input()
-        await self._finish(session, "the first-boot set-up is incomplete")
+        """See `base.Agent.setup`. Done once for each machine id; clock and entropy every time. Raises CommandFailed, Invalid."""
+        try:
+            text = agentwire.encode_setup(setup, time.time())
+        except ValueError as error:
+            raise Invalid("the first-boot set-up cannot be sent", str(error)) from error
+        what = "the first-boot set-up is incomplete"
+        if setup.host_keys and self._can(
+            "identity"
+        ):  # what takes long is left out, so the agent does it itself, and quickly
+            if await self._ask(Type.IDENTITY, text, _START_TIME, what, also=errno.EINPROGRESS):
+                await self._builtin(what, "grow", setup.machine_id)
+        else:
+            await self._builtin(what, "setup", text=text)
+
+    async def _builtin(self, what: str, *argv: str, text: bytes | None = None) -> None:
+        session = await self._execute(Command(argv, stdin=text is not None), builtin=True)
+        if text is not None:
+            await session.write(text)
+            await session.end_input()
+        try:
+            async with asyncio.timeout(_BUILTIN_TIME):
+                await self._finish(session, what)
+        except TimeoutError:
+            raise CommandFailed(what, f"it takes longer than {_BUILTIN_TIME:.0f} s") from None
+
+    async def seal(self) -> None:
+        """See `base.Agent.seal`. The next `setup` gives the machine an identity again. Raises CommandFailed."""
+        what = "the guest can not be made ready to be copied"
+        if self._can("seal", what):
+            await self._builtin(what, "seal")
+
+    async def freeze(self) -> None:
+        """See `base.Agent.freeze`."""
+        what = "the guest's file systems were not frozen"
+        self._can("freeze", what)
+        await self._ask(Type.FREEZE, b"", _FREEZE_TIME, what)
+
+    async def thaw(self) -> None:
+        """See `base.Agent.thaw`. Raises CommandFailed."""
+        if self._can("freeze"):
+            await self._ask(Type.THAW, b"", _FREEZE_TIME, "the guest did not say that its file systems go on")
+
+    def _can(self, feature: str, otherwise: str = "") -> bool:
+        """Whether the agent is new enough. Raises CommandFailed saying `otherwise` if not."""
+        self._check()
+        if otherwise and feature not in self.info.get("can", ""):
+            raise CommandFailed(otherwise, "its agent is older than that", "launch a new machine from the template")
+        return feature in self.info.get("can", "")
 
     async def power(self, action: Literal["off", "reboot"]) -> None:
         """Ask the guest to shut down. Raises CommandFailed. That it may be gone before it has answered is what was asked for."""
-        session = await self._execute(Command(["power", action]), builtin=True)
         with contextlib.suppress(OutcomeUnknown):
-            await self._finish(session, "the guest could not be asked to shut down")
+            await self._builtin("the guest could not be asked to shut down", "power", action)
 
-    async def reseed(self) -> None:
-        """Give the guest's random number generator what its twins do not have. Raises CommandFailed."""
-        self._check()
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._reseeds.append(answer)
-        self.send(agentwire.encode(0, Type.RESEED, secrets.token_bytes(64)))
-        async with asyncio.timeout(_START_TIME):
-            if code := await answer & 0xFFF:
-                raise CommandFailed("the guest's random number generator was not reseeded", os.strerror(code))
+    async def _ask(self, kind: Type, payload: bytes, timeout: float, what: str, also: int = 0) -> int:
+        """A request to the agent's own process; its answer is 0 or `also`. Raises CommandFailed saying `what`, NotStarted."""
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._verdicts[kind].append(answer)
+        self.send(agentwire.encode(0, kind, payload))
+        try:
+            async with asyncio.timeout(timeout):
+                code, complaints = await answer
+        except TimeoutError:
+            raise CommandFailed(what, f"no answer within {timeout:.0f} s") from None
+        if code not in (0, also):
+            raise CommandFailed(what, readable(complaints) or os.strerror(code))
+        return code
 
     async def send_archive(self, path: str, stream: AsyncIterator[bytes]) -> None:
         """See `base.Agent.send_archive`. Nothing is written outside of `path`. Raises CommandFailed."""
@@ -457,7 +495,6 @@ class RoostAgent:
 _OWN: dict[int, Callable[[RoostAgent, bytes], None]] = {
     Type.RESET: RoostAgent._take_info,
     Type.PING: RoostAgent._take_pong,
-    Type.RESEED: RoostAgent._take_reseeded,
     Type.HELLO: RoostAgent._take_hello,
 }
 """What a frame for no session does."""

@@ -8,12 +8,13 @@ From then on nothing may be wrong any more: the channel is reliable, so damage m
 from __future__ import annotations
 
 import zlib
+from base64 import b64encode
 from collections.abc import Generator, Iterator
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
 
-from roost.hypervisor.base import Command
+from roost.hypervisor.base import Command, Setup
 
 MAGIC = b"RST1"
 MAX_PAYLOAD = 256 * 1024
@@ -42,7 +43,9 @@ class Type(IntEnum):
     RESET = ord("R")
     PING = ord("P")
     WINDOW = ord("W")
-    RESEED = ord("G")
+    FREEZE = ord("Q")
+    THAW = ord("T")
+    IDENTITY = ord("U")
     EXEC = ord("X")
     INPUT = ord("I")
     END = ord("E")
@@ -91,6 +94,35 @@ def encode_command(session: int, command: Command, *, builtin: bool = False) -> 
     return encode(session, Type.EXEC, head + b"".join(word + b"\0" for word in words))
 
 
+def encode_setup(setup: Setup, now: float) -> bytes:
+    """What the agent is told to become; `now` is for its clock. Raises ValueError when it can not be told."""
+    lines = [f"clock {now:.3f}", *_setup_lines(setup)]
+    if any(not line.isprintable() for line in lines):
+        raise ValueError("a name or key holds a line break or a control character")
+    text = "".join(f"{line}\n" for line in lines).encode()
+    if len(text) > MAX_PAYLOAD:
+        raise ValueError(f"its keys take more than {MAX_PAYLOAD} bytes")
+    return text
+
+
+def _setup_lines(setup: Setup) -> Iterator[str]:
+    """The lines that guest/setup.c reads, in the order in which they are to be done."""
+    if setup.entropy:
+        yield f"entropy {setup.entropy.hex()}"
+    yield f"machine-id {setup.machine_id}"
+    for key in setup.host_keys:
+        yield f"host-key {key.kind} {b64encode(key.private.encode()).decode()} {key.public.strip()}"
+    yield f"hostname {setup.hostname}"
+    if setup.link:
+        yield f"link {' '.join(setup.link)}"
+    yield from (f"key {key.strip()}" for key in setup.ssh_keys)
+    for name, keys, sudo in setup.users:
+        yield f"user {name} {int(sudo)}"
+        yield from (f"user-key {name} {key.strip()}" for key in keys)
+    if setup.grow_root:
+        yield "grow-root"
+
+
 def encode_credit(session: int, stream: int, amount: int) -> bytes:
     """Grants `amount` more bytes of `stream` (1 standard output, 2 standard error)."""
     return encode(session, Type.WINDOW, _CREDIT.pack(stream, amount))
@@ -105,10 +137,15 @@ def decode_credit(payload: bytes) -> int:
 
 
 def decode_number(payload: bytes) -> int:
-    """The number of a started, failed or reseed frame. Raises Broken."""
+    """The number of a started or failed frame. Raises Broken."""
     if len(payload) != 4:
         raise Broken("a number of the wrong size")
     return int.from_bytes(payload, "little")
+
+
+def decode_verdict(payload: bytes) -> tuple[int, bytes]:
+    """The error number of an answer to a request for the agent itself, and what it complained of. Raises Broken."""
+    return decode_number(payload[:4]) & 0xFFF, payload[4:]
 
 
 def decode_exit(payload: bytes) -> int:

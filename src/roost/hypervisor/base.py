@@ -23,19 +23,57 @@ class DirectBoot(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """A disk of the machine. `file` is opened by us and passed by descriptor; `base` is the read-only image below a qcow2 overlay."""
+    """A disk of the machine. `file` is opened by us and passed by descriptor; `below` are the read-only qcow2 files that it stands on,
+    the nearest first."""
 
     file: Path
-    base: Path | None = None
+    below: Sequence[Path] = ()
     format: Literal["qcow2", "raw"] = "qcow2"
     read_only: bool = False
     serial: str = ""
+
+
+class Overlay(NamedTuple):
+    """An empty qcow2 file, as large as the disk that it is to cover, and the name of QEMU's node for it: [a-z][a-z0-9-]{0,24}, never
+    used before in this machine."""
+
+    file: Path
+    node: str
+
+
+class Frozen(Protocol):
+    """A guest's memory at one instant, which nobody writes any more: see hypervisor.memory.Memory. `size` in bytes."""
+
+    size: int
+
+    def close(self) -> None:
+        """Let go of it; whoever maps the memory keeps it."""
+        ...
+
+    def resident(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+
+class Saved(NamedTuple):
+    """A running guest at one instant, in memory: whoever has it owns its descriptors, and calls hypervisor.saved.release.
+
+    `device` is QEMU's stream of device state in a sealed memfd, `memory` the guest's memory. `pause` is how long the guest stood
+    still, in seconds; `method` as in `Guest.cloning`. Both parts are None for disks alone.
+    """
+
+    device: int | None
+    memory: Frozen | None
+    pause: float = 0.0
+    method: Literal["in-place", "copy"] = "in-place"
 
 
 class Launch(NamedTuple):
     """All that is needed to start one machine, decided already: the hypervisor adds nothing of its own but facts of the host.
 
     `memory` is in bytes. `uid` is the machine's identity (a UUID) and its SMBIOS UUID. `hostname` is for the network's DHCP.
+    A network "unplugged" is a network card whose link stays down. With `saved` the guest does not boot but goes on from there:
+    everything else must give the same `shape`. `spare` names the pool whose waiting QEMU may be taken.
     """
 
     uid: str
@@ -48,9 +86,12 @@ class Launch(NamedTuple):
     direct: DirectBoot | None = None
     disks: Sequence[Disk] = ()
     seed: Path | None = None
-    network: Literal["user", "none"] = "user"
+    network: Literal["user", "none", "unplugged"] = "user"
     publish: Sequence[Publish] = ()
     hostname: str = ""
+    tpm: bool = False
+    saved: Saved | None = None
+    spare: str = ""
 
 
 class Exit(NamedTuple):
@@ -107,14 +148,29 @@ class Session(Protocol):
         ...
 
 
+class HostKey(NamedTuple):
+    """An SSH host key: OpenSSH's names for the kind ("ed25519", "ecdsa"), the private key file's text and the public key's line."""
+
+    kind: str
+    private: str
+    public: str
+
+
 class Setup(NamedTuple):
-    """First-boot set-up, done once by the agent."""
+    """First-boot set-up, done once by the agent for each machine id; in a clone it is what makes the clone another machine.
+
+    `entropy` (32 to 64 bytes, or nothing) goes into the kernel's random number generator first of all. `host_keys` replace those
+    that are there, and an SSH server that runs takes them. `link` gives the network card with the first MAC address the second.
+    """
 
     hostname: str
     machine_id: str
     ssh_keys: Sequence[str] = ()
     users: Sequence[tuple[str, Sequence[str], bool]] = ()
     grow_root: bool = False
+    entropy: bytes = b""
+    host_keys: Sequence[HostKey] = ()
+    link: tuple[str, str] | None = None
 
 
 class Agent(Protocol):
@@ -132,6 +188,20 @@ class Agent(Protocol):
 
     async def setup(self, setup: Setup) -> None:
         """Apply the first-boot set-up."""
+        ...
+
+    async def seal(self) -> None:
+        """Make ready to be copied: remove what tells this machine from another (machine-id, host keys, random seed, name, DHCP leases, logins),
+        and write everything to disk. Raises CommandFailed."""
+        ...
+
+    async def freeze(self) -> None:
+        """Write everything to disk and hold all further writing to file systems, for at most 10 s: then they thaw by themselves.
+        Raises CommandFailed."""
+        ...
+
+    async def thaw(self) -> None:
+        """Let writing go on; nothing when it does."""
         ...
 
     async def power(self, action: Literal["off", "reboot"]) -> None:
@@ -175,6 +245,8 @@ class Guest(Protocol):
     addresses: tuple[str, ...]
     console: Console
     on_change: Callable[[], None]
+    cloning: Literal["in-place", "copy"]
+    """How `checkpoint` keeps memory: "in-place" shares it, "copy" copies it while the guest stands still."""
 
     async def state(self) -> RunState:
         """What the guest is doing now."""
@@ -194,6 +266,39 @@ class Guest(Protocol):
 
     async def press_power(self) -> None:
         """Press the power button: the guest shuts down if it wants to."""
+        ...
+
+    async def checkpoint(
+        self, overlays: Sequence[Overlay], copies: Sequence[tuple[Path, Path]] = (), *, memory: bool = True
+    ) -> Saved:
+        """The guest at one instant, and it goes on as it was (running or paused).
+
+        `overlays` cover its writable disks, in the order of Launch.disks: what was written before the instant stays in the files
+        below, which QEMU writes no more. `copies` (from, to) are small files copied while it stands still. While it stands still
+        `state` tells what it was and `on_change` is silent. Raises Conflict (something blocks it: why and fix say what), Unavailable,
+        OutcomeUnknown; then the guest goes on unharmed, and `tops` tells whether its disks were covered.
+        """
+        ...
+
+    async def tops(self) -> tuple[str, ...]:
+        """The names of the nodes that the writable disks write to, in the order of Launch.disks."""
+        ...
+
+    async def flatten(self, progress: Callable[[float], None]) -> None:
+        """Copy into the first disk all that it takes from the files below it, except from the lowest, which it then stands on alone. The guest
+        runs meanwhile. Returns when that is durable; when cancelled or raising (Unavailable, OutcomeUnknown) the disk stands where it stood."""
+        ...
+
+    async def resize_disk(self, size: int) -> None:
+        """Grow the first disk to `size` bytes, and tell the guest."""
+        ...
+
+    async def set_link(self, *, up: bool) -> None:
+        """Plug the network card in or out; nothing for a guest without one."""
+        ...
+
+    async def private_memory(self) -> int:
+        """Bytes of memory that only this guest holds; 0 when it can not be told."""
         ...
 
     async def kill(self) -> None:
@@ -217,10 +322,25 @@ class Hypervisor(Protocol):
     """Starts machines in a jail and finds them again."""
 
     async def start(self, launch: Launch) -> Guest:
-        """A guest paused before its first instruction, its Process recorded in `launch.files.record`. Raises Unavailable, Conflict (port
-        taken, disk in use), NotStarted; then nothing is left behind."""
+        """A guest paused before its first instruction (or, with `launch.saved`, where it was saved, its link down), its Process recorded in
+        `launch.files.record`. Raises Unavailable, Conflict (port taken, disk in use), NotStarted; then nothing is left behind. A spare that
+        is taken brings its own empty disk, which replaces `launch.disks[0].file`."""
         ...
 
     async def adopt(self, files: MachineFiles, uid: str) -> Guest | None:
         """The guest that an earlier daemon started, or None when it is gone; never a foreign process. What it left is removed."""
+        ...
+
+    def shape(self, launch: Launch) -> str:
+        """What a saved guest and the QEMU that takes it over must have in common, as a hash (hexadecimal): the QEMU build, machine type, CPU
+        model and count, memory, accelerator, firmware, kernel, and every device; nothing that tells one machine from another."""
+        ...
+
+    async def keep_spares(self, launch: Launch, count: int) -> None:
+        """From now on keep `count` QEMUs waiting for `launch.spare`; `launch` (its uid and files do not matter) tells what they are like and has
+        `saved`. They are made in the background, one at a time, and none when memory is short. 0 ends them."""
+        ...
+
+    async def close(self) -> None:
+        """End all spares."""
         ...

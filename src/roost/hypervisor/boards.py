@@ -31,7 +31,7 @@ class Board(NamedTuple):
     """One architecture's table. `options` follow the machine type; `kvm_cpus` go by CPU vendor, best first.
 
     `builtin` is the firmware QEMU brings itself: "bios" can start a disk, "" nothing. `panic` lists the devices that carry a
-    guest's panic to us, best first.
+    guest's panic to us, best first, `tpm` those that carry a TPM.
     """
 
     package: str
@@ -46,6 +46,7 @@ class Board(NamedTuple):
     smbios: bool
     strong_memory: bool
     panic: Sequence[str] = ("pvpanic-pci", "pvpanic")
+    tpm: Sequence[str] = ()
 
 
 BOARDS: dict[Arch, Board] = {
@@ -77,6 +78,7 @@ BOARDS: dict[Arch, Board] = {
         firmware_package="ovmf",
         smbios=True,
         strong_memory=True,
+        tpm=("tpm-crb", "tpm-tis"),
     ),
     "aarch64": Board(
         package="qemu-system-arm",
@@ -94,6 +96,7 @@ BOARDS: dict[Arch, Board] = {
         firmware_package="qemu-efi-aarch64",
         smbios=True,
         strong_memory=False,
+        tpm=("tpm-tis-device",),
     ),
     "riscv64": Board(
         package="qemu-system-misc",

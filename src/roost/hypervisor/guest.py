@@ -1,31 +1,39 @@
-"""One running QEMU that we hold: its state, its buttons, its end, and letting go of it without touching it."""
+"""One running QEMU that we hold: its state, its buttons, its checkpoints, its end, and letting go of it without touching it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import re
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from roost import log
-from roost.errors import RoostError, Unavailable
+from roost.errors import Conflict, RoostError, Unavailable
 from roost.host import files, processes
-from roost.host.cgroups import CGroup
 from roost.host.paths import MachineFiles
-from roost.hypervisor import agent, guestagent
-from roost.hypervisor.base import Agent, Console, Exit, RunState
-from roost.hypervisor.console import Record, SerialConsole
-from roost.hypervisor.monitor import Event, Monitor
-from roost.model.machine import Isolation, Process
+from roost.hypervisor import agent, checkpoint, disks, guestagent, record
+from roost.hypervisor.base import Agent, Console, Exit, Overlay, RunState, Saved
+from roost.hypervisor.checkpoint import GuestMemory, Scene, Wish
+from roost.hypervisor.console import Record as ConsoleRecord
+from roost.hypervisor.console import SerialConsole
+from roost.hypervisor.gate import Gate
+from roost.hypervisor.inmates import Held
+from roost.hypervisor.monitor import CHANGES, Event, Monitor, NoSuchDevice
+from roost.hypervisor.plan import NETWORK_CARD
+from roost.hypervisor.record import Record
+from roost.hypervisor.saved import duplicate, release
+from roost.hypervisor.signals import Signals
 
 _PREFERENCE_SECONDS = 1.0
 """How long Roost's own agent may be slower than qemu-guest-agent and still be taken."""
 
-_STDERR = 64 << 10
+_OURS = frozenset({"STOP", "RESUME"})
+"""What a checkpoint itself makes QEMU tell."""
 _RETRY_SECONDS = 0.5
 _PING_SECONDS = 2.0
 
@@ -42,110 +50,56 @@ _ENDS = {
 """SHUTDOWN's reasons (qapi/run-state.json, ShutdownCause) that explain an exit."""
 
 
-class ErrorFile:
-    """Where QEMU's messages go: memory of a fixed size, which needs no reader, takes no more when full, and outlives us."""
+class Reach(NamedTuple):
+    """How we reach the inside of a running QEMU."""
 
-    def __init__(self) -> None:
-        descriptor = os.memfd_create("stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._file = os.fdopen(descriptor, "rb", buffering=0)
-        os.ftruncate(descriptor, _STDERR)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-
-    def fileno(self) -> int:
-        """The descriptor to pass on."""
-        return self._file.fileno()
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._file.close()
-
-    def read(self) -> str:
-        """What was written, without control characters, at most the last 2000 characters."""
-        text = os.pread(self.fileno(), _STDERR, 0).rstrip(b"\0").decode(errors="replace").strip()
-        return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)[-2000:]
-
-
-class Inmate(NamedTuple):
-    """A jailed process that we hold by its pidfd, and its control group."""
-
-    process: Process
-    pidfd: int
-    cgroup: CGroup | None
-
-    async def end(self) -> int | None:
-        """Kill it, wait until it is gone, remove its control group, close the pidfd. Returns how it ended, if that can be known."""
-        processes.signal_pidfd(self.pidfd, signal.SIGKILL)
-        code = await processes.wait_pidfd(self.pidfd)
-        os.close(self.pidfd)
-        if self.cgroup is not None:
-            await self.cgroup.remove()
-        return code
-
-    def ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed in its control group for its memory limit (memory.events, or version 1's memory.oom_control)."""
-        for directory in self.cgroup.directories if self.cgroup else ():
-            for name in ("memory.events", "memory.oom_control"):
-                with contextlib.suppress(OSError):
-                    if re.search(r"^oom_kill [1-9]", (directory / name).read_text(), re.M):
-                        return True
-        return False
-
-
-class Held(NamedTuple):
-    """All that belongs to a running machine: QEMU, the processes that are its network, and QEMU's standard error if we have it."""
-
-    qemu: Inmate
-    network: tuple[Inmate, ...]
-    errors: ErrorFile | None
-
-    def last_words(self) -> str:
-        """What QEMU wrote to its standard error, "" when an earlier daemon started it."""
-        return self.errors.read() if self.errors else ""
-
-    def forget(self) -> None:
-        """Close what we hold of it; the processes are not touched."""
-        for inmate in (self.qemu, *self.network):
-            os.close(inmate.pidfd)
-        if self.errors is not None:
-            self.errors.close()
+    monitor: Monitor
+    signals: Signals
+    memory: GuestMemory
 
 
 class QemuGuest:
-    """A machine whose QEMU we hold. Implements `base.Guest`."""
+    """A machine whose QEMU we hold. Implements `base.Guest`. Raises OSError when the console can not be reached."""
 
-    def __init__(self, machine: MachineFiles, held: Held, isolation: Isolation, addresses: tuple[str, ...]) -> None:
+    def __init__(self, machine: MachineFiles, held: Held, known: Record, reach: Reach) -> None:
+        if known.isolation is None:
+            raise ValueError("its start has not come to its end")
         self.process = held.qemu.process
-        self.isolation = isolation
-        self.addresses = addresses
-        self._console = SerialConsole(machine.console, Record(machine.console_log))
+        self.isolation = known.isolation
+        self.addresses = known.addresses
+        self.cloning = known.cloning
+        self._console = SerialConsole(machine.console, ConsoleRecord(machine.console_log))
         self.console: Console = self._console
         self.on_change: Callable[[], None] = _nothing
         self._files = machine
         self._held = held
-        self._monitor: Monitor | None = None
+        self._record = known
+        self._monitor, self._signals, self._memory = reach
+        self._gate = Gate()
         self._agent: Agent | None = None
         self._connecting = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._shown: RunState | None = None  # what it was, while it stands still for a checkpoint
+        self._kept: Saved | None = None  # of a paused guest, which QEMU saves only once
         self._reason = ""
         self._killed = False
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._watcher: asyncio.Task[None] | None = None
-
-    def attend(self, monitor: Monitor) -> None:
-        """Begin: read the console, watch for the end. Raises OSError when the console can not be reached."""
-        self._monitor = monitor
         self._console.open()
-        self._watcher = log.spawn_task(self._watch(), f"watch {self.process.pid}")
+        self._signals.listener = self._on_event
+        self._watcher: asyncio.Task[None] | None = log.spawn_task(self._watch(), f"watch {self.process.pid}")
 
-    def on_event(self, event: Event) -> None:
-        """What QEMU tells."""
+    def _on_event(self, event: Event) -> None:
         if event.name == "SHUTDOWN":
             self._reason = event.detail
-        self.on_change()
+        if event.name in CHANGES and not (self._shown is not None and event.name in _OURS):
+            self.on_change()
 
     async def state(self) -> RunState:
         """What the guest is doing; "gone" when its process has ended."""
-        if self._monitor is None or self._ended.done():
+        if self._ended.done():
             return "gone"
+        if self._shown is not None:
+            return self._shown
         try:
             return await self._monitor.query_status()
         except RoostError:
@@ -155,20 +109,70 @@ class QemuGuest:
 
     async def resume(self) -> None:
         """Let it run."""
-        await self._qmp().cont()
+        async with self._saving:
+            self._forget_kept()
+            await self._qmp().cont()
 
     async def pause(self) -> None:
         """Stop its virtual CPUs."""
-        await self._qmp().stop()
+        async with self._saving:
+            await self._qmp().stop()
 
     async def reset(self) -> None:
         """Press the reset button, and let it run if it was paused by a panic."""
-        await self._qmp().system_reset()
-        await self._qmp().cont()
+        async with self._saving:
+            self._forget_kept()
+            await self._qmp().system_reset()
+            await self._qmp().cont()
 
     async def press_power(self) -> None:
         """Press the power button."""
         await self._qmp().system_powerdown()
+
+    async def checkpoint(
+        self, overlays: Sequence[Overlay], copies: Sequence[tuple[Path, Path]] = (), *, memory: bool = True
+    ) -> Saved:
+        """The guest at one instant: see `base.Guest.checkpoint`."""
+        async with self._saving:
+            monitor = self._qmp()
+            scene = Scene(self._record.uid, monitor, self._signals, self._gate, self._memory, self._note)
+            self._shown = before = await monitor.query_status()
+            try:
+                await self._make_room()
+                again = memory and await monitor.is_saved()
+                if again and self._kept is None:
+                    why = "it stands still since it was saved last, and Roost was started anew since"
+                    raise Conflict("the machine can not be saved", why, "roost resume it first")
+                saved = await checkpoint.take(scene, Wish(overlays, copies, memory and not again))
+            finally:
+                self._shown = None
+            if again and self._kept is not None:
+                return duplicate(self._kept)
+            if memory and before != "running":
+                self._forget_kept()
+                self._kept = duplicate(saved)
+            return saved
+
+    async def tops(self) -> tuple[str, ...]:
+        """The nodes that the writable disks write to."""
+        return tuple(drive.node for drive in await disks.writable(self._qmp()))
+
+    async def flatten(self, progress: Callable[[float], None]) -> None:
+        """Let the first disk stand on its lowest file alone: see `base.Guest.flatten`."""
+        await disks.flatten(self._qmp(), self._signals, progress)
+
+    async def resize_disk(self, size: int) -> None:
+        """Grow the first disk, in bytes."""
+        await disks.resize(self._qmp(), self.process.pid, size)
+
+    async def set_link(self, *, up: bool) -> None:
+        """Plug the network card in or out."""
+        with contextlib.suppress(NoSuchDevice):
+            await self._qmp().set_link(NETWORK_CARD, up=up)
+
+    async def private_memory(self) -> int:
+        """Bytes that only this guest holds, as the kernel counts them (Private_* of proc_pid_smaps_rollup)."""
+        return await asyncio.to_thread(_private, self.process.pid)
 
     async def kill(self) -> None:
         """End it now; returns when it is gone with everything it held. Also for one that has ended already."""
@@ -191,8 +195,8 @@ class QemuGuest:
             return self._agent
 
     def _connectors(self) -> Iterator[Connector]:
-        yield lambda: agent.connect(self._files.agent)
-        yield lambda: guestagent.connect(self._files.guest_agent)
+        yield lambda: agent.connect(self._files.agent, self._gate)
+        yield lambda: guestagent.connect(self._files.guest_agent, self._gate)
         if self._files.access_port.exists():
             yield self._connect_ssh
 
@@ -210,15 +214,28 @@ class QemuGuest:
         self._held.forget()
 
     def _qmp(self) -> Monitor:
-        if self._monitor is None or self._ended.done():
+        if self._ended.done():
             raise Unavailable("the machine did not get the command", "its process has ended")
         return self._monitor
 
+    async def _note(self, interrupted: bool) -> None:
+        """Write down that whoever finds it standing still is to let it go on."""
+        if not self._ended.done():
+            noted = msgspec.structs.replace(self._record, interrupted=interrupted)
+            await asyncio.to_thread(record.write, self._files, noted)
+
+    async def _make_room(self) -> None:
+        """What the guest gives away stays charged to it as long as others hold it, and it may write all of its memory anew."""
+        group = self._held.qemu.cgroup
+        if group is not None:
+            await asyncio.to_thread(group.make_room, self._record.bound)
+
     async def _watch(self) -> None:
         await processes.wait_exit(self._held.qemu.pidfd)
+        self._signals.end()
         memory = self._held.qemu.ran_out_of_memory()
         code = await self._held.qemu.end()
-        for inmate in self._held.network:
+        for inmate in self._held.beside:
             await inmate.end()
         self._watcher = None
         await self._let_go()
@@ -234,8 +251,14 @@ class QemuGuest:
             await asyncio.wait([self._watcher])
         await self._forget_agent()
         await self._console.close()
-        if self._monitor is not None:
-            await self._monitor.close()
+        await self._monitor.close()
+        await self._memory.close()
+        self._forget_kept()
+
+    def _forget_kept(self) -> None:
+        if self._kept is not None:
+            release(self._kept)
+            self._kept = None
 
     async def _forget_agent(self) -> None:
         if self._agent is not None:
@@ -293,6 +316,13 @@ async def _abandon(task: asyncio.Task[Agent]) -> None:
     if not task.cancelled() and task.exception() is None:
         with contextlib.suppress(RoostError, OSError):
             await task.result().close()
+
+
+def _private(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+        return sum(int(number) for number in re.findall(r"^Private_\w+: +(\d+) kB$", text, re.M)) * 1024
+    return 0
 
 
 def _nothing() -> None:

@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from roost import log
 from roost.errors import CommandFailed, Invalid, NotFound, NotStarted, OutcomeUnknown
-from roost.host.sockets import connect_unix
 from roost.hypervisor.agentwire import readable
 from roost.hypervisor.base import Chunk, Command, Setup
-from roost.hypervisor.setupscript import setup_script, within
+from roost.hypervisor.gate import Gate
+from roost.hypervisor.setupscript import seal_script, setup_script, within
 
 MAX_LINE = 48 << 20
 """Longest answer: qemu-guest-agent captures 16 MiB each of standard output and error, in base64."""
@@ -28,6 +29,7 @@ MAX_INPUT = 8 << 20
 """Most bytes of standard input, which must all be there when the command starts."""
 MAX_JUNK = 64 << 20
 _ANSWER_SECONDS = 30.0
+_FROZEN_SECONDS = 10.0
 _RESEND_SECONDS = 5.0
 _FIRST_POLL, _LAST_POLL = 0.01, 0.5
 _PIECE = 256 << 10
@@ -70,18 +72,20 @@ class Refused(Exception):
     """The guest agent answered with an error; nothing was done."""
 
 
-async def connect(path: Path) -> GuestAgent:
+async def connect(path: Path, gate: Gate | None = None) -> GuestAgent:
     """qemu-guest-agent behind QEMU's socket for its port, once it answers; waits without bound.
 
     Raises NotStarted when nothing listens at `path`, or what answers is not a guest agent.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(sock=connect_unix(path), limit=MAX_LINE)
+        reader, writer = await (gate or Gate()).connect(path, MAX_LINE)
     except OSError as error:
         raise NotStarted("qemu-guest-agent cannot be reached", f"{path}: {error.strerror}") from error
     agent = GuestAgent(reader, writer)
     try:
         await agent.synchronise()
+        with contextlib.suppress(CommandFailed):
+            await agent.thaw()  # an earlier daemon may have been killed in between
     except BaseException:
         await agent.close()
         raise
@@ -173,6 +177,7 @@ class GuestAgent:
         self._writer = writer
         self._turn = asyncio.Lock()
         self._lost = ""
+        self._thawing: asyncio.Task[None] | None = None
 
     @property
     def closed(self) -> bool:
@@ -256,8 +261,11 @@ class GuestAgent:
             await session.start()
         return session
 
-    async def _run(self, what: str, *argv: str) -> None:
-        session = await self.execute(Command(argv))
+    async def _run(self, what: str, *argv: str, script: str = "") -> None:
+        session = await self.execute(Command(argv, stdin=bool(script)))
+        if script:
+            await session.write(script.encode())
+            await session.end_input()
         said = b""
         async for chunk in session.output():
             said = (said + chunk.data)[:8192]
@@ -266,7 +274,39 @@ class GuestAgent:
 
     async def setup(self, setup: Setup) -> None:
         """See `base.Agent.setup`. Raises CommandFailed."""
-        await self._run("the first-boot set-up is incomplete", "/bin/sh", "-c", setup_script(setup))
+        await self._run("the first-boot set-up is incomplete", "/bin/sh", script=setup_script(setup))
+
+    async def seal(self) -> None:
+        """See `base.Agent.seal`."""
+        await self._run("the guest can not be made ready to be copied", "/bin/sh", script=seal_script())
+
+    async def freeze(self) -> None:
+        """See `base.Agent.freeze`. It has no clock of its own for that: we thaw when the time is over, and whoever connects next."""
+        try:
+            await self.ask("guest-fsfreeze-freeze", int)
+        except (Refused, OutcomeUnknown) as error:
+            with contextlib.suppress(CommandFailed, NotStarted, OutcomeUnknown):
+                await self.thaw()
+            raise CommandFailed("the guest's file systems were not frozen", str(error)) from None
+        self._thawing = log.spawn_task(self._thaw_later(), "thaw guest")
+
+    async def _thaw_later(self) -> None:
+        await asyncio.sleep(_FROZEN_SECONDS)
+        with contextlib.suppress(CommandFailed, NotStarted, OutcomeUnknown):
+            await self._thaw()
+
+    async def thaw(self) -> None:
+        """See `base.Agent.thaw`. Raises CommandFailed."""
+        if self._thawing is not None:
+            self._thawing.cancel()
+            self._thawing = None
+        await self._thaw()
+
+    async def _thaw(self) -> None:
+        try:
+            await self.ask("guest-fsfreeze-thaw", int)
+        except (Refused, OutcomeUnknown) as error:
+            raise CommandFailed("the guest did not say that its file systems go on", str(error)) from None
 
     async def power(self, action: Literal["off", "reboot"]) -> None:
         """See `base.Agent.power`; guest-shutdown gives no answer when it works."""
@@ -329,6 +369,9 @@ class GuestAgent:
 
     async def close(self) -> None:
         """See `base.Agent.close`."""
+        if self._thawing is not None and not self._lost:
+            with contextlib.suppress(CommandFailed, NotStarted):
+                await self.thaw()
         self._give_up("it was closed by us")
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
@@ -15,7 +15,9 @@ from roost.errors import NotStarted, OutcomeUnknown, RoostError, Unavailable
 from roost.hypervisor.base import RunState
 
 _LONGEST_MESSAGE = 1 << 20
-"""Bytes of one line that QEMU may send us; the longest answer to a verb here is under 10 KiB."""
+"""Bytes of one line that QEMU may send us; the longest answer to a verb here (a long chain of disks) is under 100 KiB."""
+_TEXT, _NAME, _MOST, _DEEPEST = 300, 16 << 10, 256, 64
+"""Characters of a string and of a file's name, entries of a list and files of a chain that are looked at."""
 _SECONDS = 10.0
 _BURST = 64
 _PAUSE = 0.02
@@ -34,16 +36,67 @@ _STATES: Mapping[str, RunState] = {
 
 
 class Event(NamedTuple):
-    """Something QEMU told without being asked. `detail` is the reason of a SHUTDOWN or STOP, the action of a panic, or ""."""
+    """Something QEMU told without being asked. `detail` is the reason of a SHUTDOWN or STOP, the action of a panic, the status of a
+    MIGRATION or of a job, or ""; `subject` the job's name."""
 
     name: str
     detail: str = ""
+    subject: str = ""
 
 
-WATCHED = frozenset(
+CHANGES = frozenset(
     {"SHUTDOWN", "RESET", "STOP", "RESUME", "POWERDOWN", "SUSPEND", "WAKEUP", "GUEST_PANICKED", "BLOCK_IO_ERROR"}
 )
-"""The events that can change what a machine is doing; all others are dropped as they come."""
+"""The events that can change what a machine is doing."""
+PROGRESS = frozenset({"MIGRATION", "JOB_STATUS_CHANGE"})
+"""The events that tell how far something has come that we asked for. All that are in neither set are dropped as they come."""
+
+
+class Job(NamedTuple):
+    """A job of QEMU's block layer. `status` as in qapi/job.json; `error` is why it failed, or ""."""
+
+    name: str
+    status: str
+    done: int = 0
+    total: int = 0
+    error: str = ""
+
+
+class Node(NamedTuple):
+    """A node of QEMU's block layer: `file` is the name by which it was opened, or ""."""
+
+    name: str
+    driver: str
+    file: str
+
+
+class Drive(NamedTuple):
+    """What a disk of the machine writes to: its id, the node on top, whether that takes no writes, and the files (`Node.file`) from
+    the top one to the lowest."""
+
+    id: str
+    node: str
+    read_only: bool
+    chain: tuple[str, ...] = ()
+
+
+class Descriptor(NamedTuple):
+    """A descriptor that QEMU has in a set, and what we said of it."""
+
+    number: int
+    opaque: str
+
+
+class Migration(NamedTuple):
+    """How far saving or loading has come ("completed", "failed", ...), why it failed, and what stands in its way."""
+
+    status: str
+    error: str = ""
+    blocked: tuple[str, ...] = ()
+
+
+class NoSuchDevice(Unavailable):
+    """QEMU knows no device of that name."""
 
 
 class _Events(EventListener):
@@ -67,11 +120,11 @@ class _Events(EventListener):
 def parse_event(message: Mapping[str, Any]) -> Event | None:
     """A watched event from QMP's own form; None for others and for what is no event at all."""
     name, data = message.get("event"), message.get("data")
-    if not isinstance(name, str) or name not in WATCHED:
+    if not isinstance(name, str) or name not in CHANGES | PROGRESS:
         return None
-    fields = data if isinstance(data, dict) else {}
-    detail = fields.get("reason", fields.get("action", ""))
-    return Event(name, detail[:64] if isinstance(detail, str) else "")
+    fields = _fields(data)
+    detail = next((_text(fields, key) for key in ("reason", "action", "status") if key in fields), "")
+    return Event(name, detail, _text(fields, "id"))
 
 
 class Monitor:
@@ -120,6 +173,10 @@ class Monitor:
         status = answer.get("status") if isinstance(answer, dict) else None
         return _STATES.get(status, "paused") if isinstance(status, str) else "paused"
 
+    async def is_saved(self) -> bool:
+        """Whether the guest stands still because it was saved: its disks do nothing until `cont`, and it can not be saved again."""
+        return _text(_fields(await self._call("query-status")), "status") == "postmigrate"
+
     async def query_uuid(self) -> str:
         """The machine's UUID as QEMU was given it; "" when the answer is nonsense."""
         answer = await self._call("query-uuid")
@@ -147,13 +204,109 @@ class Monitor:
         with contextlib.suppress(OutcomeUnknown):
             await self._call("quit")
 
-    async def add_fd(self, descriptor: int, number: int) -> None:
+    async def add_fd(self, descriptor: int, number: int, opaque: str = "") -> None:
         """Give QEMU a duplicate of a descriptor, for `/dev/fdset/<number>`; ours stays open."""
-        await self._call_with(descriptor, "add-fd", {"fdset-id": number})
+        await self._call_with(descriptor, "add-fd", {"fdset-id": number, "opaque": opaque})
 
     async def get_fd(self, descriptor: int, name: str) -> None:
         """Give QEMU a duplicate of a descriptor under a name that the next command uses up; ours stays open."""
         await self._call_with(descriptor, "getfd", {"fdname": name})
+
+    async def set_capabilities(self, *names: str) -> None:
+        """Switch capabilities of migration on."""
+        await self._call(
+            "migrate-set-capabilities", {"capabilities": [{"capability": name, "state": True} for name in names]}
+        )
+
+    async def query_migrate(self) -> Migration:
+        """How far saving or loading has come."""
+        fields = _fields(await self._call("query-migrate"))
+        reasons = fields.get("blocked-reasons")
+        blocked = [reason[:_TEXT] for reason in _items(reasons) if isinstance(reason, str)]
+        return Migration(_text(fields, "status"), _text(fields, "error-desc"), tuple(blocked[:8]))
+
+    async def migrate(self, descriptor: int) -> None:
+        """Begin to save into a descriptor; ours stays open. MIGRATION tells the end."""
+        await self.get_fd(descriptor, "saved")
+        await self._call("migrate", {"uri": "fd:saved"})
+
+    async def migrate_incoming(self, descriptor: int) -> None:
+        """Begin to load from a descriptor; ours stays open. MIGRATION tells the end, or QEMU ends."""
+        await self.get_fd(descriptor, "saved")
+        await self._call("migrate-incoming", {"uri": "fd:saved"})
+
+    async def migrate_cancel(self) -> None:
+        """Give saving up; nothing when none is under way."""
+        await self._call("migrate_cancel")
+
+    async def set_link(self, name: str, *, up: bool) -> None:
+        """Plug a network card in or out. Raises NoSuchDevice."""
+        await self._call("set_link", {"name": name, "up": up})
+
+    async def plug_in(self, hub: int, connection: int) -> None:
+        """Connect a hub of network cards with the machine's network, a connected stream socket; ours stays open."""
+        await self.get_fd(connection, "network")
+        # Not "stream", which looks for the descriptor in a thread that knows no monitor; both speak the same on the wire.
+        await self._call("netdev_add", {"type": "socket", "id": "net1", "fd": "network"})
+        await self._call("netdev_add", {"type": "hubport", "id": "net2", "hubid": hub, "netdev": "net1"})
+
+    async def query_drives(self) -> tuple[Drive, ...]:
+        """The machine's disks that have a medium."""
+        drives = (_drive(_fields(entry)) for entry in _items(await self._call("query-block")))
+        return tuple(drive for drive in drives if drive is not None)
+
+    async def query_nodes(self) -> tuple[Node, ...]:
+        """All named nodes."""
+        answer = map(_fields, _items(await self._call("query-named-block-nodes", {"flat": True})))
+        return tuple(Node(_text(node, "node-name"), _text(node, "drv"), _text(node, "file", _NAME)) for node in answer)
+
+    async def blockdev_add(self, options: Mapping[str, Any]) -> None:
+        """Make a node."""
+        await self._call("blockdev-add", options)
+
+    async def blockdev_del(self, node: str) -> None:
+        """Remove a node that nothing uses."""
+        await self._call("blockdev-del", {"node-name": node})
+
+    async def blockdev_snapshot(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Cover nodes (first of each pair) by other ones, all at one instant or none."""
+        actions = [{"type": "blockdev-snapshot", "data": {"node": node, "overlay": overlay}} for node, overlay in pairs]
+        await self._call("transaction", {"actions": actions})
+
+    async def block_stream(self, job: str, node: str, base: str) -> None:
+        """Begin a job that copies into `node` what is between it and `base`; it waits to be finalised and dismissed."""
+        arguments = {"job-id": job, "device": node, "base-node": base, "auto-finalize": False, "auto-dismiss": False}
+        await self._call("block-stream", arguments)
+
+    async def block_resize(self, node: str, size: int) -> None:
+        """Change a disk's size, in bytes."""
+        await self._call("block_resize", {"node-name": node, "size": size})
+
+    async def query_jobs(self) -> tuple[Job, ...]:
+        """All jobs of the block layer."""
+        return tuple(_job(_fields(entry)) for entry in _items(await self._call("query-jobs")))
+
+    async def job_finalize(self, job: str) -> None:
+        """Let a job that is pending take effect."""
+        await self._call("job-finalize", {"id": job})
+
+    async def job_cancel(self, job: str) -> None:
+        """Give a job up."""
+        await self._call("job-cancel", {"id": job})
+
+    async def job_dismiss(self, job: str) -> None:
+        """Forget a concluded job."""
+        await self._call("job-dismiss", {"id": job})
+
+    async def query_fdsets(self) -> Mapping[int, tuple[Descriptor, ...]]:
+        """QEMU's descriptors by the number of their set."""
+        sets = map(_fields, _items(await self._call("query-fdsets")))
+        return {_number(entry, "fdset-id"): tuple(map(_descriptor, _items(entry.get("fds")))) for entry in sets}
+
+    async def remove_fd(self, number: int, descriptor: int | None = None) -> None:
+        """Let QEMU close one of its descriptors in a set, or all; those that nodes use stay."""
+        one = {} if descriptor is None else {"fd": descriptor}
+        await self._call("remove-fd", {"fdset-id": number, **one})
 
     async def _call_with(self, descriptor: int, command: str, arguments: Mapping[str, Any]) -> None:
         try:
@@ -168,7 +321,8 @@ class Monitor:
             async with asyncio.timeout(_SECONDS):
                 return await self._client.execute(command, arguments)
         except ExecuteError as error:
-            raise Unavailable(f"QEMU refused {command}", str(error)[:500]) from None
+            refusal = NoSuchDevice if error.error_class == "DeviceNotFound" else Unavailable
+            raise refusal(f"QEMU refused {command}", str(error)[:500]) from None
         except (QMPError, OSError, TimeoutError) as error:
             raise OutcomeUnknown(f"QEMU did not answer {command}", _reason(error)) from None
 
@@ -182,6 +336,51 @@ def refuse_programs(arguments: Mapping[str, Any]) -> None:
                 "its sandbox would kill the machine for it",
                 "pass a descriptor",
             )
+
+
+def _fields(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(value: Any) -> list[Any]:
+    return value[:_MOST] if isinstance(value, list) else []
+
+
+def _text(fields: Mapping[str, Any], name: str, longest: int = _TEXT) -> str:
+    value = fields.get(name)
+    return value[:longest] if isinstance(value, str) else ""
+
+
+def _number(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    return value if isinstance(value, int) and 0 <= value < 1 << 63 else 0
+
+
+def _job(fields: Mapping[str, Any]) -> Job:
+    done, total = _number(fields, "current-progress"), _number(fields, "total-progress")
+    return Job(_text(fields, "id"), _text(fields, "status"), done, total, _text(fields, "error"))
+
+
+def _drive(fields: Mapping[str, Any]) -> Drive | None:
+    """A disk by the id that we gave its device: QEMU's path of it is /machine/peripheral/ID/virtio-backend."""
+    place = _text(fields, "qdev").split("/")
+    inserted = _fields(fields.get("inserted"))
+    if "peripheral" not in place[:-1] or not inserted:
+        return None
+    name = place[place.index("peripheral") + 1]
+    return Drive(name, _text(inserted, "node-name"), inserted.get("ro") is True, tuple(_chain(inserted.get("image"))))
+
+
+def _chain(image: Any) -> Iterator[str]:
+    for _ in range(_DEEPEST):
+        if not isinstance(image, dict):
+            return
+        yield _text(image, "filename", _NAME)
+        image = image.get("backing-image")
+
+
+def _descriptor(value: Any) -> Descriptor:
+    return Descriptor(_number(_fields(value), "fd"), _text(_fields(value), "opaque"))
 
 
 def _reason(error: BaseException) -> str:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from roost.errors import Invalid, Unavailable
+from roost.host.paths import MachineFiles
 from roost.hypervisor.base import Disk, Launch
 from roost.hypervisor.boards import BOARDS, Board, find_pflash, kvm_cpu
 from roost.model import size
 from roost.model.facts import Emulator, HostFacts
 from roost.model.meta import MiB
 
+_NOBODY = "00000000-0000-0000-0000-000000000000"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _COMMAND_LINE = re.compile(
     r"[^\x00-\x1f\x7f]{0,2047}"
@@ -34,8 +36,10 @@ GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
 _FIRST_FD = 10
 _OVERHEAD = 320 * MiB
 """What QEMU may use beside the guest's memory and its translation cache: its own heap, device state, disk buffers."""
-_IO_THREADS = 72
-"""QEMU's pool makes up to 64 threads for disk requests (util/thread-pool.c); main loop, RCU and some to spare."""
+_IO_THREADS = 73
+"""QEMU's pool makes up to 64 threads for disk requests (util/thread-pool.c); main loop, RCU, our library's and some to spare."""
+NETWORK_CARD = "nic0"
+HUB = 0
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -62,7 +66,13 @@ class Link(NamedTuple):
     fd: int
 
 
-Resource: TypeAlias = Listen | Open | Link
+class Tpm(NamedTuple):
+    """The connected stream socket to the process that is the machine's TPM."""
+
+    fd: int
+
+
+Resource: TypeAlias = Listen | Open | Link | Tpm
 
 
 class Mount(NamedTuple):
@@ -71,6 +81,7 @@ class Mount(NamedTuple):
     source: Path
     target: str
     device: bool = False
+    writable: bool = False
 
 
 class Bounds(NamedTuple):
@@ -83,12 +94,14 @@ class Bounds(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How to start one machine: `argv[0]` is the emulator's path, on the host and in the jail."""
+    """How to start one machine: `argv[0]` is the emulator's path, on the host and in the jail. `memory_control` is the number of the
+    socket for the library that maps the guest's memory."""
 
     argv: tuple[str, ...]
     resources: tuple[Resource, ...]
     mounts: tuple[Mount, ...]
     bounds: Bounds
+    memory_control: int
     notes: tuple[str, ...] = ()
 
 
@@ -109,10 +122,17 @@ class _Descriptors:
         self.resources.append(Link(self._next()))
         return self.resources[-1].fd
 
-    def open(self, path: Path, *, writable: bool) -> str:
-        """The name by which QEMU opens the descriptor again, in the mode it has."""
-        number = 1 + sum(isinstance(resource, Open) for resource in self.resources)
+    def tpm(self) -> int:
+        self.resources.append(Tpm(self._next()))
+        return self.resources[-1].fd
+
+    def open(self, path: Path, *, writable: bool, covered: bool = False) -> str:
+        """The name by which QEMU opens the descriptor again, in the mode it has; a disk that may be `covered` by another is then opened
+        for reading only."""
+        number = 1 + max((entry.set for entry in self.resources if isinstance(entry, Open)), default=0)
         self.resources.append(Open(self._next(), path, writable, number))
+        if writable and covered:
+            self.resources.append(Open(self._next(), path, writable=False, set=number))
         return f"/dev/fdset/{number}"
 
 
@@ -126,6 +146,7 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
     _check(launch, facts)
     translation = _translation_cache(launch)
     descriptors = _Descriptors()
+    memory_control = descriptors.listen(launch.files.memory_control)
     arguments = [
         *_base(launch, emulator),
         *_machine(launch, facts, board, emulator),
@@ -134,8 +155,11 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
         *_devices(board, emulator),
         *_disks(launch, descriptors),
         *_network(launch, descriptors),
+        *_tpm(launch, board, emulator, descriptors),
+        *(("-incoming", "defer") if launch.saved is not None else ()),
     ]
-    sets = [("-add-fd", f"fd={entry.fd},set={entry.set}") for entry in descriptors.resources if isinstance(entry, Open)]
+    opened = [entry for entry in descriptors.resources if isinstance(entry, Open)]
+    sets = [("-add-fd", f"fd={one.fd},set={one.set},opaque={'write' if one.writable else 'read'}") for one in opened]
     return Plan(
         argv=(emulator.path, *(word for pair in sets for word in pair), *arguments),
         resources=tuple(descriptors.resources),
@@ -143,11 +167,33 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
         bounds=Bounds(
             memory=launch.memory + translation + _OVERHEAD,
             processes=launch.cpus + _IO_THREADS,
-            files=256 + 16 * len(launch.disks),
+            files=256 + 16 * sum(1 + len(disk.below) for disk in launch.disks),
             cpus=launch.cpus + 1.0,
         ),
+        memory_control=memory_control,
         notes=tuple(_notes(launch, board, emulator)),
     )
+
+
+def shape(launch: Launch, facts: HostFacts) -> str:
+    """What a saved guest and the QEMU that takes it over must have in common: see `base.Hypervisor.shape`. Raises what `plan` raises.
+
+    It is the command line of such a machine with all that is its own left out. The kernel counts by its command line and the name of
+    its directory, which is its image's digest.
+    """
+    emulator = _emulator(launch, facts)
+    disks = tuple(disk._replace(file=Path(), below=()) for disk in launch.disks)
+    plain = launch._replace(
+        uid=_NOBODY,
+        files=MachineFiles(Path(), Path()),
+        disks=disks,
+        seed=launch.seed and Path(),
+        network="none" if launch.network == "none" else "unplugged",
+        saved=None,
+    )
+    kernel = launch.direct.kernel.parent.name if launch.direct else ""
+    words = (emulator.version, kernel, *plan(plain, facts).argv)
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
 def mac_address(uid: str) -> str:
@@ -217,10 +263,16 @@ def _machine(launch: Launch, facts: HostFacts, board: Board, emulator: Emulator)
     yield from ("-cpu", kvm_cpu(board, facts.vendor, facts.flags, emulator.cpus) if kvm else board.tcg_cpu)
     yield from ("-smp", f"cpus={launch.cpus},sockets=1,cores={launch.cpus},threads=1")
     yield from ("-m", f"size={launch.memory}B")
-    yield from ("-object", _json({"qom-type": "memory-backend-ram", "id": "mem", "size": launch.memory}))
+    yield from ("-object", _json(_memory(launch)))
     if launch.seed is not None and board.smbios:
         # Tells cloud-init's ds-identify the datasource, so that it looks for no other and for no network.
         yield from ("-smbios", "type=1,manufacturer=Roost,product=Machine,serial=ds=nocloud")
+
+
+def _memory(launch: Launch) -> dict[str, Any]:
+    """A named file that is shared: only memory of that kind may stay out of what QEMU saves, whatever is mapped in its place later."""
+    file = str(launch.files.memory)
+    return {"qom-type": "memory-backend-file", "id": "mem", "size": launch.memory, "mem-path": file, "share": True}
 
 
 def _tcg(launch: Launch, facts: HostFacts, board: Board) -> str:
@@ -302,13 +354,15 @@ def _disks(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
 
 
 def _disk(name: str, disk: Disk, descriptors: _Descriptors) -> Iterator[str]:
-    if disk.base is not None:
-        base = descriptors.open(disk.base, writable=False)
-        yield from _node(f"{name}-base", "qcow2", base, read_only=True, backing=None)
-    file = descriptors.open(disk.file, writable=not disk.read_only)
     # Without a backing node the answer is "none", whatever the file's own header says.
-    layer: dict[str, Any] = {"backing": f"{name}-base" if disk.base else None} if disk.format == "qcow2" else {}
-    yield from _node(name, disk.format, file, read_only=disk.read_only, discard="unmap", **layer)
+    below: str | None = None
+    for depth in range(len(disk.below), 0, -1):
+        layer = descriptors.open(disk.below[depth - 1], writable=False)
+        yield from _node(f"{name}-below{depth}", "qcow2", layer, read_only=True, backing=below)
+        below = f"{name}-below{depth}"
+    file = descriptors.open(disk.file, writable=not disk.read_only, covered=True)
+    backing: dict[str, Any] = {"backing": below} if disk.format == "qcow2" else {}
+    yield from _node(name, disk.format, file, read_only=disk.read_only, discard="unmap", **backing)
 
 
 def _node(name: str, driver: str, file: str, *, read_only: bool, **options: Any) -> Iterator[str]:
@@ -323,10 +377,29 @@ def _node(name: str, driver: str, file: str, *, read_only: bool, **options: Any)
 def _network(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
     if launch.network == "none":
         return
-    address = {"type": "fd", "str": str(descriptors.link())}
-    yield from ("-netdev", _json({"type": "stream", "id": "net0", "server": False, "addr": address}))
+    # Leads nowhere until something is added to the hub, and has no state to save.
+    backend: dict[str, Any] = {"type": "hubport", "id": "net0", "hubid": HUB}
+    if launch.network == "user" and launch.saved is None:
+        address = {"type": "fd", "str": str(descriptors.link())}
+        backend = {"type": "stream", "id": "net0", "server": False, "addr": address}
+    yield from ("-netdev", _json(backend))
     # No option ROM: nobody boots from this network, and its file is not in the jail.
-    yield from _device("virtio-net-pci", id="nic0", netdev="net0", mac=mac_address(launch.uid), romfile="")
+    yield from _device("virtio-net-pci", id=NETWORK_CARD, netdev="net0", mac=mac_address(launch.uid), romfile="")
+
+
+def _tpm(launch: Launch, board: Board, emulator: Emulator, descriptors: _Descriptors) -> Iterator[str]:
+    if not launch.tpm:
+        return
+    device = next((name for name in board.tpm if name in emulator.devices), None)
+    if device is None:
+        why = f"{emulator.path} has no TPM for its board"
+        raise Unavailable(f"machine {launch.uid} can not start", why, "launch it without --tpm")
+    if launch.arch == "x86_64" and launch.direct is not None and launch.direct.initramfs is not None:
+        why = "with a TPM QEMU puts the initramfs over the firmware's tables"
+        raise Invalid(f"machine {launch.uid} can not start", why, "use --firmware uefi")
+    yield from ("-chardev", f"socket,id=tpm-control,fd={descriptors.tpm()}")
+    yield from ("-tpmdev", "emulator,id=tpm0,chardev=tpm-control")
+    yield from _device(device, tpmdev="tpm0")
 
 
 def _device(driver: str, **properties: Any) -> tuple[str, str]:
@@ -338,6 +411,8 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _mounts(launch: Launch) -> Iterator[Mount]:
+    # At its own path: where a jail has no mount namespace, only whole arguments can be replaced by what they stand for.
+    yield Mount(launch.files.memory, str(launch.files.memory), writable=True)
     if launch.direct is not None:
         yield Mount(launch.direct.kernel, "/kernel")
         if launch.direct.initramfs is not None:

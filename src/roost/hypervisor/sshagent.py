@@ -176,10 +176,13 @@ class SshAgent:
             raise NotStarted("the command did not start in the guest", readable(str(error).encode())) from error
         return SshSession(process)
 
-    async def _collect(self, command: Command, what: str) -> None:
+    async def _collect(self, command: Command, what: str, text: bytes = b"") -> None:
         session = await self.execute(command)
         said = b""
         try:
+            if text:
+                await session.write(text)
+                await session.end_input()
             async for chunk in session.output():
                 said = (said + chunk.data)[:8192]
                 if chunk.stream == "exit" and chunk.code:
@@ -188,9 +191,30 @@ class SshAgent:
             await session.close()
 
     async def setup(self, setup: Setup) -> None:
-        """See `base.Agent.setup`: with sudo unless it is root that we came as. Raises CommandFailed."""
-        script = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$0"; else exec sudo -n sh -c "$0"; fi'
-        await self._collect(Command(["sh", "-c", script, setup_script(setup)]), "the first-boot set-up is incomplete")
+        """See `base.Agent.setup`: with sudo unless it is root that we came as. The host keys stay: by them we know the guest. Raises
+        CommandFailed."""
+        script = 'if [ "$(id -u)" = 0 ]; then exec sh; else exec sudo -n sh; fi'
+        what = "the first-boot set-up is incomplete"
+        await self._collect(
+            Command(["sh", "-c", script], stdin=True), what, setup_script(setup._replace(host_keys=())).encode()
+        )
+
+    async def seal(self) -> None:
+        """See `base.Agent.seal`. Raises CommandFailed always: a copy could be given an identity only over the network, as another's."""
+        raise CommandFailed(
+            "the guest can not be made ready to be copied", "only its SSH server answers us", "roost launch --cold"
+        )
+
+    async def freeze(self) -> None:
+        """See `base.Agent.freeze`. Raises CommandFailed always: over SSH nothing would thaw a guest that writes a login down."""
+        raise CommandFailed(
+            "the guest's file systems were not frozen",
+            "only its SSH server answers us",
+            "install qemu-guest-agent in it",
+        )
+
+    async def thaw(self) -> None:
+        """See `base.Agent.thaw`: it never stopped."""
 
     async def power(self, action: Literal["off", "reboot"]) -> None:
         """See `base.Agent.power`: with sudo unless it is root that we came as."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_device_that_is_not_kvm_is_no_kvm(tmp_path: Path) -> None:
 async def test_a_host_without_programs_is_a_fact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(facts.system, "clean_environment", lambda: {"PATH": str(tmp_path)})
     found = await facts.gather(tmp_path / "cache.json")
-    assert (found.emulators, found.passt) == ({}, None)
+    assert (found.emulators, found.passt, found.swtpm) == ({}, None, None)
 
 
 async def test_what_a_binary_said_is_remembered_until_it_changes(
@@ -67,3 +68,17 @@ async def test_what_a_binary_said_is_remembered_until_it_changes(
     assert len((tmp_path / "asked").read_text()) == 2 * 6
     binary.write_text("#!/bin/sh\nexit 1\n")
     assert (await facts.gather(tmp_path / "cache.json")).emulators == {}
+
+
+async def test_what_a_binary_said_is_asked_again_when_more_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    binary = tmp_path / "qemu-system-x86_64"
+    binary.write_text("#!/bin/sh\necho 'name \"tpm-crb\"'\n")
+    binary.chmod(0o755)
+    monkeypatch.setattr(facts, "_which", lambda name: str(tmp_path / name) if (tmp_path / name).exists() else None)
+    known = facts._DEVICES
+    monkeypatch.setattr(facts, "_DEVICES", re.compile("vmgenid"))
+    assert (await facts.gather(tmp_path / "cache.json")).emulators["x86_64"].devices == ()
+    monkeypatch.setattr(facts, "_DEVICES", known)
+    assert (await facts.gather(tmp_path / "cache.json")).emulators["x86_64"].devices == ("tpm-crb",)

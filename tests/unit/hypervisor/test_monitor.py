@@ -14,7 +14,7 @@ import pytest
 
 from roost.errors import NotStarted, OutcomeUnknown, RoostError, Unavailable
 from roost.hypervisor import monitor
-from roost.hypervisor.monitor import Event, Monitor
+from roost.hypervisor.monitor import Drive, Event, Monitor, NoSuchDevice
 
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}\r\n'
@@ -108,11 +108,70 @@ async def test_a_refusal_says_what_qemu_said() -> None:
             await qmp.cont()
 
 
-@pytest.mark.parametrize("value", [None, 7, [], {}, {"status": 7}, {"UUID": {}}, "x" * 1000])
+DEEP: dict[str, Any] = {"filename": "/dev/fdset/1"}
+for _ in range(70):
+    DEEP = {"filename": "x", "backing-image": DEEP}
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, 7, [], {}, {"status": 7}, {"UUID": {}}, "x" * 1000, [7, None, {"qdev": 1, "inserted": []}], [{"fds": 7}],
+        [{"qdev": "/machine/peripheral", "inserted": {"image": 7}}], {"blocked-reasons": {"a": 1}},
+    ],
+    ids=repr,
+)  # fmt: skip
 async def test_nonsense_for_an_answer_is_no_exception(value: object) -> None:
     async with session(lambda command: reply(command, value)) as (qmp, _, _):
         assert await qmp.query_status() == "paused"
         assert await qmp.query_uuid() == ""
+        assert not await qmp.is_saved()
+        assert await qmp.query_drives() == ()
+        assert (await qmp.query_migrate()).blocked == ()
+        for answer in (await qmp.query_nodes(), await qmp.query_jobs(), await qmp.query_fdsets()):
+            assert len(answer) <= 3
+
+
+@pytest.mark.fault(65)
+async def test_lists_and_chains_without_end_are_cut() -> None:
+    drive = {"qdev": "/machine/peripheral/disk0/virtio-backend", "inserted": {"node-name": "n", "image": DEEP}}
+    async with session(lambda command: reply(command, [drive] * 300)) as (qmp, _, _):
+        drives = await qmp.query_drives()
+        assert len(drives) == 256
+        assert len(drives[0].chain) == 64
+
+
+async def test_disks_are_told_by_the_id_of_their_device() -> None:
+    image = {"filename": "top", "backing-image": {"filename": "base"}}
+    drive = {
+        "qdev": "/machine/peripheral/disk0/virtio-backend",
+        "inserted": {"node-name": "n1", "ro": False, "image": image},
+    }
+    async with session(lambda command: reply(command, [drive, {"device": "floppy"}])) as (qmp, _, _):
+        assert await qmp.query_drives() == (Drive("disk0", "n1", False, ("top", "base")),)
+
+
+async def test_disks_are_covered_all_at_once() -> None:
+    async with session(lambda command: reply(command, {})) as (qmp, peer, _):
+        await qmp.blockdev_snapshot([("disk0", "n1"), ("disk1", "n2")])
+        await qmp.block_stream("j", "n1", "base")
+        covering, streaming = (command["arguments"] for command in peer.commands[1:])
+        assert [entry["data"] for entry in covering["actions"]] == [
+            {"node": "disk0", "overlay": "n1"},
+            {"node": "disk1", "overlay": "n2"},
+        ]
+        assert (streaming["auto-finalize"], streaming["auto-dismiss"]) == (False, False)
+
+
+async def test_a_device_that_is_not_there_is_told_apart() -> None:
+    def refuse(command: dict[str, Any]) -> bytes:
+        error = {"class": "DeviceNotFound", "desc": "Device 'nic0' not found"}
+        return json.dumps({"error": error, "id": command["id"]}).encode() + b"\n"
+
+    async with session(refuse) as (qmp, _, _):
+        with pytest.raises(NoSuchDevice):
+            await qmp.set_link("nic0", up=True)
 
 
 @pytest.mark.fault(65)
@@ -150,6 +209,10 @@ async def test_watched_events_are_told_and_all_others_dropped() -> None:
         peer.writer.write(b'{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}\n')
         await settled(lambda: len(events) == 2)
         assert events == [Event("RESET", "guest-reset"), Event("SHUTDOWN", "guest-shutdown")]
+        peer.writer.write(b'{"event": "MIGRATION", "data": {"status": "completed"}}\n')
+        peer.writer.write(b'{"event": "JOB_STATUS_CHANGE", "data": {"status": "pending", "id": "j"}}\n')
+        await settled(lambda: len(events) == 4)
+        assert events[2:] == [Event("MIGRATION", "completed"), Event("JOB_STATUS_CHANGE", "pending", "j")]
 
 
 @pytest.mark.fault(65)

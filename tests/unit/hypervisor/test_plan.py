@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from roost.errors import Invalid, RoostError, Unavailable
 from roost.host.paths import MachineFiles
-from roost.hypervisor.base import DirectBoot, Disk, Launch
-from roost.hypervisor.plan import SEED_SERIAL, Open, Plan, plan
+from roost.hypervisor.base import DirectBoot, Disk, Launch, Saved
+from roost.hypervisor.plan import SEED_SERIAL, Open, Plan, plan, shape
 from roost.model.facts import HostFacts
+from roost.model.machine import Publish
 from roost.model.meta import GiB, MiB
 
 UID = "7d3f0f5e-2a54-4c0e-9b1e-0b8a5d1c2e3f"
 FILES = MachineFiles(Path("/keep"), Path("/live"))
 HOST = msgspec.json.decode((Path(__file__).parents[2] / "data/hosts/kvm-hangs.json").read_bytes(), type=HostFacts)
 BOOT = DirectBoot(Path("/kernel-file"), Path("/initramfs-file"), "console=ttyS0")
-DISK = Disk(FILES.disk, Path("/image/disk.qcow2"), serial="root")
+DISK = Disk(FILES.disk, (Path("/image/disk.qcow2"),), serial="root")
 LAUNCH = Launch(UID, "x86_64", 1, 512 * MiB, "tcg", "direct", FILES, BOOT, (DISK,), FILES.seed)
 
 HOSTILE = st.text(max_size=60) | st.sampled_from(
@@ -61,7 +62,7 @@ def devices(decided: Plan) -> list[dict[str, Any]]:
 @settings(max_examples=60, deadline=None)
 def test_hostile_strings_change_nothing_but_their_own_place(command_line: str, serial: str, path: str) -> None:
     plain = plan(LAUNCH, HOST)
-    disk = Disk(Path(f"/keep/{path}"), Path(f"/image/{path}"), serial=serial)
+    disk = Disk(Path(f"/keep/{path}"), (Path(f"/image/{path}"),), serial=serial)
     boot = DirectBoot(Path(f"/k{path}"), Path(f"/i{path}"), command_line)
     try:
         decided = plan(LAUNCH._replace(disks=(disk,), direct=boot), HOST)
@@ -91,19 +92,101 @@ def test_a_uid_that_is_no_uuid_is_refused(uid: str) -> None:
 def test_no_path_of_a_disk_or_socket_is_an_argument() -> None:
     decided = plan(LAUNCH._replace(firmware="uefi"), HOST)
     own = ("/keep", "/live", "/image", "/usr/share", "/kernel-file", "/initramfs-file")
-    assert not [word for word in decided.argv[1:] if any(path in word for path in own)]
+    memory = next(word for word in decided.argv if "mem-path" in word)  # which no descriptor can stand for
+    assert not [word for word in decided.argv[1:] if any(path in word for path in own) and word != memory]
 
 
 def test_every_layer_of_a_disk_names_its_driver_and_ends_in_no_backing() -> None:
     nodes = [json.loads(value) for value in values(plan(LAUNCH, HOST), "-blockdev")]
     assert all("driver" in node for node in nodes)
     formats = {node["node-name"]: node["backing"] for node in nodes if node["driver"] == "qcow2"}
-    assert formats == {"disk0-base": None, "disk0": "disk0-base"}
+    assert formats == {"disk0-below1": None, "disk0": "disk0-below1"}
+
+
+def test_a_chain_of_layers_is_read_only_and_each_names_the_next() -> None:
+    below = (Path("/layer/2"), Path("/layer/1"), Path("/image/disk.qcow2"))
+    decided = plan(LAUNCH._replace(disks=(DISK._replace(below=below),)), HOST)
+    nodes = [json.loads(value) for value in values(decided, "-blockdev")]
+    formats = {node["node-name"]: node for node in nodes if node["driver"] == "qcow2"}
+    assert [formats[name]["backing"] for name in ("disk0", "disk0-below1", "disk0-below2", "disk0-below3")] == [
+        "disk0-below1",
+        "disk0-below2",
+        "disk0-below3",
+        None,
+    ]
+    assert all(node["read-only"] for name, node in formats.items() if name != "disk0")
+    opened = [entry.path for entry in decided.resources if isinstance(entry, Open) and not entry.writable]
+    assert opened == [*reversed(below), FILES.disk, FILES.seed]
 
 
 def test_only_the_machines_own_files_are_writable() -> None:
-    resources = plan(LAUNCH, HOST).resources
-    assert [entry.path for entry in resources if isinstance(entry, Open) and entry.writable] == [FILES.disk]
+    decided = plan(LAUNCH, HOST)
+    assert [entry.path for entry in decided.resources if isinstance(entry, Open) and entry.writable] == [FILES.disk]
+    assert [mount.source for mount in decided.mounts if mount.writable] == [FILES.memory]
+
+
+OTHER = LAUNCH._replace(
+    uid="00000000-0000-4000-8000-000000000001",
+    files=MachineFiles(Path("/other"), Path("/run-of-other")),
+    disks=(Disk(Path("/other/root"), (Path("/layer"), Path("/image/disk.qcow2")), serial="root"),),
+    seed=Path("/other/seed"),
+    publish=(Publish(host_port=8080, guest_port=80),),
+    hostname="other",
+    network="unplugged",
+    saved=Saved(None, None),
+    spare="kind",
+)
+
+
+@pytest.mark.fault(40)
+def test_what_is_a_machines_own_does_not_count_for_its_shape() -> None:
+    assert shape(OTHER, HOST) == shape(LAUNCH, HOST)
+
+
+def version(text: str) -> HostFacts:
+    """The host with another QEMU."""
+    emulator = msgspec.structs.replace(HOST.emulators["x86_64"], version=text)
+    return msgspec.structs.replace(HOST, emulators={"x86_64": emulator})
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cpus": 2},
+        {"memory": GiB},
+        {"firmware": "uefi"},
+        {"direct": BOOT._replace(command_line="console=ttyS1")},
+        {"direct": BOOT._replace(kernel=Path("/images/other/kernel"))},
+        {"disks": ()},
+        {"disks": (DISK, Disk(FILES.disk, format="raw"))},
+        {"seed": None},
+        {"network": "none"},
+        {"direct": None, "firmware": "bios", "tpm": True},
+        {"arch": "aarch64"},
+    ],
+    ids=str,
+)
+def test_whatever_a_guest_can_see_counts_for_the_shape(changes: dict[str, Any]) -> None:
+    assert shape(LAUNCH._replace(**changes), HOST) != shape(LAUNCH, HOST)
+
+
+@pytest.mark.fault(40)
+def test_another_build_of_qemu_or_another_machine_type_is_another_shape() -> None:
+    emulator = msgspec.structs.replace(HOST.emulators["x86_64"], machine="pc-q35-7.1")
+    older = msgspec.structs.replace(HOST, emulators={"x86_64": emulator})
+    assert len({shape(LAUNCH, facts) for facts in (HOST, version("7.2.23"), older)}) == 3
+
+
+def test_a_machine_that_goes_on_waits_for_what_was_saved_and_its_card_leads_nowhere_at_first() -> None:
+    decided = plan(LAUNCH._replace(saved=Saved(None, None)), HOST)
+    assert decided.argv[-2:] == ("-incoming", "defer")
+    assert json.loads(values(decided, "-netdev")[0])["type"] == "hubport"
+
+
+def test_a_tpm_beside_an_initramfs_is_refused_where_qemu_would_put_one_over_the_other() -> None:
+    with pytest.raises(Invalid, match="initramfs"):
+        plan(LAUNCH._replace(tpm=True), HOST)
 
 
 @pytest.mark.fault(88)
@@ -129,9 +212,11 @@ def test_no_other_disk_may_take_the_serial_of_the_seed() -> None:
 def test_the_memory_is_one_named_object_of_the_size_of_the_machine() -> None:
     decided = plan(LAUNCH, HOST)
     assert json.loads(values(decided, "-object")[0]) == {
-        "qom-type": "memory-backend-ram",
+        "qom-type": "memory-backend-file",
         "id": "mem",
         "size": 512 * MiB,
+        "mem-path": str(FILES.memory),
+        "share": True,
     }
     assert "memory-backend=mem" in values(decided, "-machine")[0]
 
