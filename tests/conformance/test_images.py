@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from roost.errors import Invalid, NotFound, NotStarted, Unavailable
-from roost.host.paths import Paths
+from roost.host.paths import MachineFiles, Paths
 from roost.model.meta import Arch
 from roost.storage.catalogue import Entry
 from roost.storage.images import Images
+from roost.storage.layers import Base, Layers
 from roost.storage.manifest import Manifest
 from roost.storage.template import Template, Workshop
 from tests.conformance.test_fetch import HERE, head, running
@@ -57,6 +58,12 @@ async def quick(template: Template, workshop: Workshop) -> Manifest:
 
 def sketch(build: Build = quick, ingredients: str = "1", needs: int = 0, arch: Arch = "x86_64") -> Sketch:
     return Sketch("sketch", arch, "", ingredients, needs, build)
+
+
+def layers(tmp_path: Path) -> Layers:
+    """Disks over the images of `pool`."""
+    paths = Paths(tmp_path / "s", tmp_path / "r")
+    return Layers(paths, lambda digest: paths.image(digest).disk)
 
 
 def pool(tmp_path: Path, *templates: Template, **options: object) -> Images:
@@ -312,9 +319,10 @@ async def test_a_disk_over_an_image_is_instantly_there_and_qemu_agrees_with_it(
 ) -> None:
     there = pool(tmp_path)
     made = await there.ensure_upload(blocks(a_qcow2(tmp_path).read_bytes()), 64 * MiB, silent)
-    target = tmp_path / "s/machines/m/root.qcow2"
-    target.parent.mkdir(parents=True)
-    await there.create_disk(made, target, size)
+    machine = Paths(tmp_path / "s", tmp_path / "r").machine("m")
+    machine.keep.mkdir(parents=True)
+    await layers(tmp_path).create_disk(Base(image=made.digest), machine, size)
+    target = machine.disk
     info = json.loads(qemu_img("info", "-f", "qcow2", "--output=json", target))
     assert info["virtual-size"] == (size or 16 * MiB)
     assert Path(info["full-backing-filename"]).resolve() == there.files(made.digest).disk
@@ -328,7 +336,7 @@ async def test_a_disk_smaller_than_its_image_is_refused(tmp_path: Path) -> None:
     there = pool(tmp_path)
     made = await there.ensure_upload(blocks(bytes(16 * MiB)), 64 * MiB, silent)
     with pytest.raises(Invalid) as caught:
-        await there.create_disk(made, tmp_path / "root.qcow2", 8 * MiB)
+        await layers(tmp_path).create_disk(Base(image=made.digest), MachineFiles(tmp_path, tmp_path), 8 * MiB)
     assert "16MiB" in caught.value.fix
 
 

@@ -146,3 +146,30 @@ def test_our_overlay_has_the_size_and_the_backing_file_that_were_asked_for() -> 
 def test_an_overlay_of_an_impossible_size_is_refused(size: int) -> None:
     with pytest.raises(Invalid):
         formats.overlay(size, "disk.qcow2")
+
+
+def test_the_backing_file_of_an_overlay_gets_another_name_and_nothing_else_changes() -> None:
+    before = formats.overlay(10 * GiB, "/0")
+    after = formats.rename_backing(before[: formats.HEAD], "../../images/longer/disk.qcow2") + before[formats.HEAD :]
+    assert after == formats.overlay(10 * GiB, "../../images/longer/disk.qcow2")
+    assert formats.rename_backing(after[: formats.HEAD], "/0") == before[: formats.HEAD]
+
+
+@pytest.mark.parametrize("head", [bytes(formats.HEAD), b"\xff" * formats.HEAD, formats.overlay(GiB, "x")[:200]])
+def test_a_header_without_room_for_a_backing_file_is_left_alone(head: bytes) -> None:
+    with pytest.raises(Invalid):
+        formats.rename_backing(head, "y" * 1000)
+
+
+def test_an_overlay_tells_its_size_and_where_its_empty_level_1_table_is() -> None:
+    made = formats.overlay(10 * GiB, "x")
+    offset, length = formats.level_1(made)
+    assert formats.virtual_size(made) == 10 * GiB
+    assert made[offset : offset + length] == bytes(20 * 8)
+    assert formats.level_1(made[:40]) == (0, 0)
+
+
+@pytest.mark.parametrize("head", [b"", b"QFI\xfb", b"\0" * 32, b"QFI\xfb" + bytes(28), b"QFI\xfb" + b"\xff" * 28])
+def test_what_is_no_disk_of_ours_has_no_size(head: bytes) -> None:
+    with pytest.raises(Invalid):
+        formats.virtual_size(head)

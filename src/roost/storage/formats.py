@@ -196,3 +196,32 @@ def overlay(virtual_size: int, backing: str) -> bytes:
     refcounts = struct.pack(">H", 1) * (3 + l1_clusters)
     clusters = (header + extensions + name, struct.pack(">Q", 2 * _CLUSTER), refcounts, bytes(l1_clusters * _CLUSTER))
     return b"".join(cluster.ljust(_CLUSTER, b"\0") for cluster in clusters)
+
+
+def virtual_size(head: bytes) -> int:
+    """The size in bytes that the guest of a qcow2 file of ours sees, from its first 32 bytes. Raises Invalid for anything else."""
+    size = int.from_bytes(head[24:32], "big")
+    if head[:4] != _MAGIC or len(head) < 32 or not 0 < size <= MAX_VIRTUAL:
+        raise Invalid("the disk can not be used", "it does not begin as a qcow2 file of ours")
+    return size
+
+
+def level_1(head: bytes) -> tuple[int, int]:
+    """Where the level 1 table of a qcow2 file is and how long, in bytes, from its first 48. All zero, it says that nothing was ever written."""
+    if len(head) < 48:
+        return 0, 0
+    entries, offset = struct.unpack_from(">IQ", head, 36)
+    return offset, min(entries * 8, _MAX_L1)
+
+
+def rename_backing(cluster: bytes, backing: str) -> bytes:
+    """The first cluster of a qcow2 file, with another hint at its backing file. Raises Invalid when it has none, or no room."""
+    name = backing.encode()
+    offset, length = struct.unpack_from(">QI", cluster, 8)
+    end = offset + max(len(name), length)
+    if not _HEADER.size <= offset or end > len(cluster) or any(cluster[offset + length : end]):
+        raise Invalid("the disk's header can not be changed", f"there is no room for {backing!r}")
+    named = bytearray(cluster)
+    named[offset:end] = name.ljust(end - offset, b"\0")
+    struct.pack_into(">I", named, 16, len(name))
+    return bytes(named)

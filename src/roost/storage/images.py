@@ -20,7 +20,7 @@ from roost.host import files
 from roost.host.paths import ImageFiles, Paths
 from roost.model import size as sizes
 from roost.model.meta import Arch, GiB
-from roost.storage import catalogue, fetch, formats, importing, namespaces
+from roost.storage import catalogue, fetch, importing, namespaces
 from roost.storage.manifest import AgentKind, Manifest, Progress
 from roost.storage.template import Template, Workshop
 from roost.storage.templates import TEMPLATES
@@ -178,23 +178,6 @@ class Images:
             return self.find(digest) is not None
         made = self._made(find_template(self._built, name, arch).recipe())
         return made is not None and made.digest == digest
-
-    async def create_disk(self, manifest: Manifest, target: Path, size: int | None) -> None:
-        """A new disk `target` over the image, `size` bytes (None: as large as the image). Atomic; an existing one is replaced.
-
-        Raises Invalid when `size` is smaller than the image, or the image has no disk.
-        """
-        if manifest.format == "none":
-            raise Invalid(f"image {manifest.name} has no disk", "it is a kernel and an initramfs only")
-        if size is not None and size < manifest.virtual_size:
-            raise Invalid(
-                f"a disk of {sizes.show(size)} is too small for image {manifest.name}",
-                f"the image has {sizes.show(manifest.virtual_size)}",
-                f"--disk {sizes.show(manifest.virtual_size)} or more",
-            )
-        base = self._paths.image(manifest.digest).disk
-        hint = os.path.relpath(base, target.parent)
-        await asyncio.to_thread(files.atomic_write, target, formats.overlay(size or manifest.virtual_size, hint))
 
     async def delete(self, digest: str) -> None:
         """Remove the image; nothing when it is gone already. The caller knows that no machine uses it."""
