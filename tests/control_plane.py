@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from roost.control.checkpoints import Checkpoint, Checkpoints
 from roost.control.custody import Custody
 from roost.control.events import Recorder
 from roost.control.loop import Loop
-from roost.control.machines import Machines, World
+from roost.control.machines import Machines
+from roost.control.origins import Origins
 from roost.control.pictures import Pictures
 from roost.control.preparation import Prepared
 from roost.control.records import Records
-from roost.host.paths import Paths
+from roost.control.reservations import Reservations
+from roost.control.taking import Parts, Taker
+from roost.control.warmth import Cold
+from roost.control.world import World
+from roost.errors import RoostError
+from roost.host.paths import MachineFiles, Paths
+from roost.host.reserve import Reserve
+from roost.hypervisor.base import Launch
 from roost.log import spawn_task
 from roost.model import codec
 from roost.model.facts import HostFacts
@@ -22,6 +33,7 @@ from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import GiB, Meta, MiB
 from roost.model.node import Verdict
+from roost.storage.layers import Base, Next
 from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
@@ -36,15 +48,86 @@ MANIFEST = Manifest(
 class FakePool:
     """A pool with one image."""
 
-    def __init__(self) -> None:
-        self.made: list[Path] = []
-
     def find(self, digest: str) -> Manifest | None:
         return MANIFEST if digest == MANIFEST.digest else None
 
-    async def create_disk(self, manifest: Manifest, target: Path, size: int | None) -> None:
-        target.write_bytes(b"disk")
-        self.made.append(target)
+
+class FakeLayers:
+    """Layers that are only remembered: a disk is a file that names what it stands on."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.disks: list[Path] = []
+        self.nexts: dict[Path, Next] = {}
+
+    def base_of(self, machine: MachineFiles, image: str) -> Base:
+        return Base(layer=machine.base.read_text()) if machine.base.exists() else Base(image=image)
+
+    def below(self, base: Base) -> tuple[Path, ...]:
+        return (Path(base.layer or base.image),)
+
+    def virtual_size(self, base: Base) -> int:
+        return GiB
+
+    async def create_disk(self, base: Base, machine: MachineFiles, size: int | None = None) -> None:
+        machine.disk.write_bytes(b"overlay")
+        self.disks.append(machine.disk)
+        machine.base.unlink(missing_ok=True)
+        if base.layer:
+            machine.base.write_text(base.layer)
+
+    async def prepare(self, machine: MachineFiles, image: str) -> Next:
+        self.made += 1
+        self.nexts[machine.keep] = Next(f"layer-{self.made}", machine.next_disk, f"node-{self.made}")
+        return self.nexts[machine.keep]
+
+    def pending(self, machine: MachineFiles) -> Next | None:
+        return self.nexts.get(machine.keep)
+
+    async def settle(self, machine: MachineFiles, image: str, *, covered: bool) -> Base:
+        done = self.nexts.pop(machine.keep)
+        if covered:
+            machine.base.write_text(done.layer)
+        return self.base_of(machine, image)
+
+    async def collect(self, roots: object) -> list[str]:
+        return []
+
+    async def sweep(self) -> None:
+        return None
+
+    def images(self) -> set[str]:
+        return set()
+
+
+class FakeHouse:
+    """Housekeeping that never does anything."""
+
+    def holding(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def using(self, uid: str) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+
+class FakeTemplates:
+    """No template, unless a test brings one."""
+
+    def __init__(self) -> None:
+        self.answer: Checkpoint | Literal["making"] | Cold = Cold("templates are not what this is about", expected=True)
+        self.asked: list[str] = []
+
+    async def look(
+        self, machine: Machine, key: str, launch: Launch, manifest: Manifest
+    ) -> Checkpoint | Literal["making"] | Cold:
+        self.asked.append(key)
+        return self.answer
+
+    async def failed(self, checkpoint: Checkpoint, error: RoostError) -> Cold:
+        return Cold(str(error))
+
+    def used(self, checkpoint: Checkpoint, launch: Launch) -> None:
+        self.asked.append(f"used {checkpoint.id}")
 
 
 class Bench:
@@ -56,24 +139,36 @@ class Bench:
         self.hypervisor = FakeHypervisor()
         self.paths = Paths(directory / "state", directory / "run")
         self.pool = FakePool()
+        self.layers = FakeLayers()
+        self.templates = FakeTemplates()
         self.memory_free = 4 * GiB
         self.begin()
 
     def begin(self) -> None:
         self.loop = Loop(self.store, self.clock)
         self.pictures = Pictures(self.store, "x86_64", lambda name, arch: name == "tiny", self.loop.wake)
+        self.custody = Custody(self.hypervisor, self.paths, self.clock, FACTS.boot, self.loop.wake)
+        self.checkpoints = Checkpoints(self.paths, budget=GiB)
+        self.house = FakeHouse()
+        self.taker = Taker(Parts(self.custody, self.layers, self.pool, self.house, self.paths))
         world = World(
             hypervisor=self.hypervisor,
             images=self.pool,
+            layers=self.layers,
+            house=self.house,
+            origins=Origins(Records(self.store), self.checkpoints, self.taker, self.clock),
+            checkpoints=self.checkpoints,
+            taker=self.taker,
+            templates=self.templates,
             pictures=self.pictures,
             paths=self.paths,
             facts=FACTS,
             clock=self.clock,
             verdict=_emulated,
-            memory_free=lambda: self.memory_free,
+            reserve=Reserve(self.paths.reserve),
+            reservations=Reservations(self.clock, lambda: self.memory_free, kept_back=0),
             prepare=_prepare,
         )
-        self.custody = Custody(self.hypervisor, self.paths, self.clock, FACTS.boot, self.loop.wake)
         self.machines = Machines(Records(self.store), Recorder(self.store), self.custody, world, self.loop.wake_after)
         self.loop.add("machines/", self.machines)
         self.tasks = [spawn_task(self.loop.run(), "loop"), spawn_task(self.pictures.follow(), "pictures")]

@@ -24,16 +24,14 @@ from roost.api.server import Server, make_server
 from roost.api.services import Services, no_report
 from roost.build import build_id
 from roost.config import Config, load
+from roost.control import examination, plane
 from roost.control.admission import Admission
 from roost.control.custody import Custody
-from roost.control.events import Recorder, now
+from roost.control.events import now
 from roost.control.images import ImageReconciler
-from roost.control.images import Pool as ImagePool
-from roost.control.loop import Loop
-from roost.control.machines import Machines, World
-from roost.control.machines import Pool as MachinePool
 from roost.control.nodes import announce, node_name
-from roost.control.pictures import Pictures
+from roost.control.plane import Here, Plane
+from roost.control.plane import Pool as ControlPool
 from roost.control.preparation import Prepared, prepare
 from roost.control.records import Records
 from roost.errors import Conflict, Invalid, Problem, RoostError
@@ -56,14 +54,12 @@ from roost.model.meta import Arch, Meta
 from roost.model.node import Verdict
 from roost.model.project import Project
 from roost.network.usernet import UserNetwork
-from roost.storage import fetch
+from roost.storage import fetch, formats
 from roost.storage.images import Images
+from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest, Progress
 from roost.store.base import Store
 from roost.store.sqlite import SqliteStore
-
-MACHINE_WORKERS = 64
-"""Machines worked on at once: a step may wait for a guest (its set-up, its end), and others must not wait with it."""
 
 PIECE = 1 << 20
 """Bytes of a disk read at once."""
@@ -73,7 +69,7 @@ BACKLOG = 1024
 _log = log.get(__name__)
 
 
-class Pool(MachinePool, ImagePool, Protocol):
+class Pool(ControlPool, Protocol):
     """What machines, images and uploads need of the image pool together."""
 
     async def ensure_upload(
@@ -94,6 +90,7 @@ class Engines(NamedTuple):
 
     hypervisor: Hypervisor
     pool: Pool
+    layers: Layers
     verdict: Callable[[], Awaitable[Verdict]]
     prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
     known: Callable[[str, Arch], bool]
@@ -115,8 +112,7 @@ class Daemon(NamedTuple):
 
     app: Litestar
     store: Store
-    loop: Loop
-    custody: Custody
+    control: Plane
     server: Server
 
 
@@ -185,15 +181,6 @@ async def _pieces(file: Path) -> AsyncIterator[bytes]:
             yield piece
 
 
-class _Control(NamedTuple):
-    """The reconcilers, running."""
-
-    loop: Loop
-    custody: Custody
-    images: ImageReconciler
-    node: str
-
-
 @asynccontextmanager
 async def build(
     config: Config, *, store: Store | None = None, engines: MakeEngines | None = None
@@ -208,57 +195,33 @@ async def build(
         facts = await host_facts.gather(paths.emulators)
         engine = await (engines or real_engines)(paths, facts)
         await _ensure_projects(store)
-        control = await _begin_control(store, paths, facts, engine, stack)
-        app = create_app(_services(store, paths, facts, engine, control))
-        yield Daemon(app, store, control.loop, control.custody, make_server(app, os.getuid()))
+        here = _Here(store, facts, engine.verdict)
+        await here.announce()
+        control = await plane.begin(Here(store, paths, facts, clock, here.verdict, here.name), engine, stack)
+        app = create_app(_services(Here(store, paths, facts, clock, here.verdict, here.name), engine, control))
+        yield Daemon(app, store, control, make_server(app, os.getuid()))
 
 
-async def _begin_control(
-    store: Store, paths: Paths, facts: HostFacts, engine: Engines, stack: AsyncExitStack
-) -> _Control:
-    """Start the reconcilers; `stack` stops them in order and lets the guests go on."""
-    clock, here = SystemClock(), _Here(store, facts, engine.verdict)
-    await here.announce()
-    loop = Loop(store, clock)
-    pictures = Pictures(store, facts.arch, engine.known, loop.wake)
-    records, recorder = Records(store), Recorder(store)
-    custody = Custody(engine.hypervisor, paths, clock, facts.boot, loop.wake)
-    stack.push_async_callback(custody.detach)
-    await custody.sweep(await records.machine_uids())
-    world = World(
-        hypervisor=engine.hypervisor,
-        images=engine.pool,
-        pictures=pictures,
-        paths=paths,
-        facts=facts,
-        clock=clock,
-        verdict=here.verdict,
-        memory_free=memory.available,
-        prepare=engine.prepare,
-        node=here.name,
-    )
-    machines = Machines(records, recorder, custody, world, loop.wake_after)
-    loop.add("machines/", machines, workers=MACHINE_WORKERS)
-    images = ImageReconciler(records, engine.pool, recorder, facts.arch)
-    loop.add("images/", images)
-    for name, work in (("reconcile loop", loop.run()), ("images for machines", pictures.follow())):
-        stack.callback(log.spawn_task(work, name).cancel)
-    stack.push_async_callback(loop.stop)
-    return _Control(loop, custody, images, here.name)
-
-
-def _services(store: Store, paths: Paths, facts: HostFacts, engine: Engines, control: _Control) -> Services:
+def _services(here: Here, engine: Engines, control: Plane) -> Services:
     """What the API is built from."""
+    paths = here.paths
+
+    async def examine(area: str) -> Mapping[str, Any]:
+        if area != "storage":
+            return await engine.doctor(area)
+        findings = await examination.examine(Records(here.store), control.layers, control.checkpoints, paths)
+        return {"area": area, "findings": [finding._asdict() for finding in findings]}
+
     return Services(
-        store=store,
+        store=here.store,
         guests=_Guests(control.custody, paths),
         uploads=_Uploads(engine.pool, control.images, paths),
         now=now,
         owner=os.getuid(),
-        node=control.node,
+        node=here.node,
         build=build_id(),
-        admit=Admission(store, facts.arch).admit,
-        doctor=engine.doctor,
+        admit=Admission(here.store, here.facts.arch).admit,
+        doctor=examine,
         gauges=(
             ("roost_guests_running", "Guests that this daemon holds", lambda: float(control.custody.running())),
             ("roost_reconciles_queued", "Objects that wait for a reconciler", lambda: float(control.loop.queued)),
@@ -275,7 +238,8 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     )
     await pool.sweep()
     await asyncio.to_thread(_prepare_jails, facts)
-    qemu = Qemu(paths, facts, UserNetwork(facts))
+    layers = Layers(paths, lambda digest: _disk(pool, digest))
+    qemu = Qemu(paths, facts, UserNetwork(facts), formats.overlay)
 
     async def boot() -> tuple[DirectBoot, str]:
         manifest = await pool.ensure_template("tiny", facts.arch, lambda text, done: None)
@@ -286,8 +250,14 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
         return await _examine(area, paths, facts)
 
     return Engines(
-        qemu, pool, Accelerator(paths, facts, qemu, boot).verdict, partial(prepare, paths), pool.offers, examine
+        qemu, pool, layers, Accelerator(paths, facts, qemu, boot).verdict, partial(prepare, paths), pool.offers, examine
     )
+
+
+def _disk(pool: Images, digest: str) -> Path | None:
+    """The file of an image, None when it is not there or has no disk."""
+    manifest = pool.find(digest)
+    return pool.files(digest).disk if manifest is not None and manifest.format != "none" else None
 
 
 def _prepare_jails(facts: HostFacts) -> None:
@@ -308,7 +278,7 @@ async def _examine(area: str, paths: Paths, facts: HostFacts) -> Mapping[str, An
         report = await escapes.probe(guest.binary(facts.arch, "escape"), binds=binds)
         attempts = [attempt._asdict() for attempt in report.attempts]
         return {"area": area, "attempts": attempts, "layers": report.layers, "missing": report.missing}
-    raise Invalid("the request is wrong", problems=[Problem("area", "is not host or jail")])
+    raise Invalid("the request is wrong", problems=[Problem("area", "is not host, jail or storage")])
 
 
 async def _ensure_projects(store: Store) -> None:
@@ -374,7 +344,7 @@ async def _stop_when_idle(daemon: Daemon, stop: asyncio.Event, seconds: float | 
     since = loop.time()
     while loop.time() - since < seconds:
         await asyncio.sleep(min(1.0, seconds / 4))
-        if daemon.server.connections or daemon.custody.running() or not daemon.loop.idle():
+        if daemon.server.connections or daemon.control.custody.running() or not daemon.control.idle():
             since = loop.time()
     stop.set()
 

@@ -11,6 +11,7 @@ from roost.model.machine import Machine
 from roost.model.node import Verdict
 from roost.storage.manifest import Manifest
 from roost.testing.hypervisor import FakeHypervisor
+from tests.control_plane import FakeLayers
 
 MANIFEST = Manifest(
     digest="sha256:" + "0" * 64,
@@ -53,7 +54,8 @@ async def engines(*_: object) -> Engines:
         return Prepared()
 
     pool: Any = Pool()
-    return Engines(FakeHypervisor(), pool, verdict, prepare, lambda name, arch: True)
+    layers: Any = FakeLayers()
+    return Engines(FakeHypervisor(), pool, layers, verdict, prepare, lambda name, arch: True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from roost.host.failpoints import POINTS
+from tests.checkout import ROOT
 
 PROCESS = Path(__file__).with_name("daemon_process.py")
 KEY = {"Idempotency-Key": "one"}
@@ -50,7 +51,13 @@ class Place:
     def start(self, *arguments: str, ready: int | None = None, **environ: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, str(PROCESS), *arguments],
-            env={**os.environ, "ROOST_STATE": str(self.state), "ROOST_RUN": str(self.run), **environ},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "ROOST_STATE": str(self.state),
+                "ROOST_RUN": str(self.run),
+                **environ,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

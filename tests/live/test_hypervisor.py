@@ -8,93 +8,35 @@ import resource
 import signal
 import subprocess
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
 
 from roost.errors import Conflict, NotStarted, RoostError, Unavailable
-from roost.host import facts, files, processes
-from roost.host.paths import Paths
-from roost.hypervisor import firmware, qemu
+from roost.host import processes
+from roost.hypervisor import firmware, record
 from roost.hypervisor.accel import Accelerator
-from roost.hypervisor.base import Agent, Command, DirectBoot, Disk, Guest, Launch
+from roost.hypervisor.base import Command, DirectBoot, Disk, Guest
 from roost.hypervisor.console import RECORD, RING
 from roost.hypervisor.qemu import Qemu
-from roost.model.facts import HostFacts
-from roost.model.meta import MiB
+from roost.hypervisor.record import Entry, Record
+from roost.model.machine import Isolation
 from roost.network import usernet
 from roost.network.usernet import UserNetwork
-from roost.storage.images import Images
-from tests import leftovers, pool
+from tests import leftovers
+from tests.live.world import World, answering, made, output, started
 from tests.needs import needs_program, needs_root, repetitions
 
 pytestmark = needs_program("qemu-system-x86_64", "qemu-img", "passt")
 
 
-class World(NamedTuple):
-    """A host with one hypervisor and the tiny template."""
-
-    paths: Paths
-    facts: HostFacts
-    hypervisor: Qemu
-    boot: DirectBoot
-    digest: str
-
-    def launch(self, **changes: object) -> Launch:
-        """A tiny machine of its own."""
-        uid = str(uuid.uuid4())
-        machine = self.paths.machine(uid)
-        machine.keep.mkdir(parents=True, mode=0o700)
-        plain = Launch(uid, self.facts.arch, 1, 256 * MiB, "tcg", "direct", machine, self.boot, network="none")
-        return plain._replace(**changes)
-
-    def left(self) -> list[str]:
-        """What is left of all machines."""
-        return leftovers.wait_until_none(self.paths.state / "none", self.paths.run, seconds=3)
-
-
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
-    state = pool.new_state()
-    pool.fill(state)
-    paths = Paths(state, state / "run")
-    here = asyncio.run(facts.gather(paths.emulators))
-    images = Images(paths)
-    asyncio.run(images.sweep())
-    manifest = asyncio.run(images.ensure_template("tiny", here.arch, lambda text, done: None))
-    pool.keep(state)
-    image = images.files(manifest.digest)
-    boot = DirectBoot(image.kernel, image.initramfs, manifest.command_line)
-    try:
-        yield World(paths, here, Qemu(paths, here, UserNetwork(here)), boot, manifest.digest)
-    finally:
-        files.remove_tree(state)
-
-
-@asynccontextmanager
-async def started(world: World, launch: Launch, *, run: bool = True) -> AsyncIterator[Guest]:
-    """A machine that is killed at the end."""
-    guest = await world.hypervisor.start(launch)
-    try:
-        if run:
-            await guest.resume()
-        yield guest
-    finally:
-        await guest.kill()
-
-
-async def answering(guest: Guest) -> Agent:
-    return await asyncio.wait_for(guest.agent(), 60)
-
-
-async def output(agent: Agent, *argv: str) -> bytes:
-    session = await agent.execute(Command(argv))
-    return b"".join([chunk.data async for chunk in session.output()])
+    with made() as one:
+        yield one
 
 
 async def pressed(guest: Guest) -> None:
@@ -179,9 +121,9 @@ async def test_a_foreign_process_with_the_recorded_pid_is_neither_taken_over_nor
         try:
             own = processes.identify(foreign.pid)
             assert own is not None
-            isolation = msgspec.convert({"boundary": "jail"}, qemu.Isolation)
-            saved = qemu._Saved(msgspec.structs.replace(own, **changed))
-            qemu._write(launch.files, qemu._Record(launch.uid, 300_001, saved, isolation, (), (saved,)))
+            isolation = Isolation(boundary="jail")
+            saved = Entry(msgspec.structs.replace(own, **changed))
+            record.write(launch.files, Record(launch.uid, 300_001, saved, isolation, (), (saved,)))
             assert await world.hypervisor.adopt(launch.files, launch.uid) is None
             assert foreign.poll() is None
             assert not launch.files.live.exists()
@@ -193,9 +135,9 @@ async def test_a_machine_whose_start_was_cut_off_is_ended(world: World) -> None:
     launch = world.launch()
     guest = await world.hypervisor.start(launch)
     await guest.detach()
-    record = qemu._read_record(launch.files, launch.uid)
-    assert record is not None
-    qemu._write(launch.files, msgspec.structs.replace(record, isolation=None))
+    known = record.read(launch.files, launch.uid)
+    assert known is not None
+    record.write(launch.files, msgspec.structs.replace(known, isolation=None))
     assert await world.hypervisor.adopt(launch.files, launch.uid) is None
     assert processes.identify(guest.process.pid) is None
     assert not world.left()
@@ -206,7 +148,7 @@ def overlay(directory: Path) -> Disk:
     base, top = directory / "base.qcow2", directory / "root.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top], check=True)
-    return Disk(top, base, serial="root")
+    return Disk(top, (base,), serial="root")
 
 
 @pytest.mark.fault(1)
@@ -285,7 +227,7 @@ async def test_the_sockets_are_closed_to_every_other_user(world: World) -> None:
     async with started(world, world.launch(), run=False) as guest:
         live = world.paths.live_machines
         sockets = [path for path in live.rglob("*") if path.is_socket()]
-        assert len(sockets) == 4
+        assert len(sockets) == 5
         assert {path.stat().st_mode & 0o777 for path in sockets} == {0o600}
         assert {path.parent.stat().st_mode & 0o777 for path in sockets} == {0o700}
         code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"

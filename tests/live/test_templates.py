@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from roost.host import processes
-from roost.host.paths import Paths
+from roost.host.paths import MachineFiles, Paths
 from roost.host.sockets import listen_unix
 from roost.hypervisor import agent
 from roost.hypervisor.base import Command
 from roost.model.meta import Arch, GiB
 from roost.storage.images import Images
+from roost.storage.layers import Base, Layers
 from roost.storage.manifest import Manifest
 from tests.checkout import ROOT
 from tests.needs import needs_program, needs_root
@@ -122,7 +123,8 @@ async def test_debian_boots_anywhere(images: Images, tmp_path: Path, name: str, 
     if firmware == "uefi" and not OVMF.exists():
         pytest.skip("ovmf is not installed")
     made = await images.ensure_template(name, "x86_64", silent)
-    await images.create_disk(made, tmp_path / "root.qcow2", 20 * GiB)
+    layers = Layers(images._paths, lambda digest: images.files(digest).disk)
+    await layers.create_disk(Base(image=made.digest), MachineFiles(tmp_path, tmp_path), 20 * GiB)
     with booted(images, made, tmp_path, firmware) as socket:
         release = await says(socket, "cat", "/etc/os-release")
         assert f'VERSION_ID="{name.partition(":")[2]}"' in release
@@ -132,7 +134,7 @@ async def test_debian_boots_anywhere(images: Images, tmp_path: Path, name: str, 
 BUILD = """
 import asyncio, sys
 from pathlib import Path
-from roost.host.paths import Paths
+from roost.host.paths import MachineFiles, Paths
 from roost.storage.images import Images
 pool = Images(Paths(Path(sys.argv[1]), Path(sys.argv[1]) / "run"))
 async def main():

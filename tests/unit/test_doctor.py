@@ -53,7 +53,7 @@ def test_every_finding_that_is_not_ok_says_how_to_mend_it() -> None:
     [
         ("qemu-system-x86_64", "missing", "qemu-system-x86"), ("qemu-system-aarch64", "warning", "qemu-system-arm"),
         ("qemu-img", "missing", "qemu-utils"), ("passt", "missing", "passt"), ("mmdebstrap", "warning", "mmdebstrap"),
-        ("busybox", "warning", "busybox-static"),
+        ("busybox", "warning", "busybox-static"), ("swtpm", "warning", "swtpm"),
     ],
 )  # fmt: skip
 def test_a_missing_program_comes_with_the_line_that_installs_it(program: str, state: str, package: str) -> None:
@@ -64,7 +64,8 @@ def test_a_missing_program_comes_with_the_line_that_installs_it(program: str, st
 
 def test_all_packages_can_be_installed_at_once() -> None:
     assert packages(judge(GOOD._replace(programs=frozenset(), firmware=False))) == [
-        "busybox-static", "mmdebstrap", "ovmf", "passt", "qemu-system-arm", "qemu-system-misc", "qemu-system-x86", "qemu-utils", "uidmap",
+        "busybox-static", "mmdebstrap", "ovmf", "passt", "qemu-system-arm", "qemu-system-misc", "qemu-system-x86", "qemu-utils", "swtpm",
+        "uidmap",
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from roost.control.base import Retry
 from roost.control.events import Recorder
-from roost.control.images import ImageReconciler
+from roost.control.images import ImageReconciler, Parts
 from roost.control.records import Records
 from roost.errors import Conflict, NotFound, Unavailable
 from roost.host.clock import SystemClock
@@ -77,14 +77,31 @@ class FakePool:
             del self.there[digest]
 
 
+class FakeStands:
+    """What stands on images: as told."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.forgotten: list[str] = []
+
+    def images(self) -> set[str]:
+        return self.there
+
+    async def forget_image(self, digest: str) -> None:
+        self.forgotten.append(digest)
+
+
 class World:
     """A store, a pool, and the reconciler between them."""
 
     def __init__(self) -> None:
         self.store = MemoryStore(SystemClock())
         self.pool = FakePool()
+        self.stands = FakeStands()
         self.records = Records(self.store)
-        self.reconciler = ImageReconciler(self.records, self.pool, Recorder(self.store), "x86_64", show=0.001)
+        self.reconciler = ImageReconciler(
+            self.records, Recorder(self.store), Parts(self.pool, "x86_64", self.stands), show=0.001
+        )
 
     async def put(self, key: str, thing: Image | Machine) -> None:
         await self.store.put(key, codec.encode(thing))

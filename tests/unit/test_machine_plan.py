@@ -9,7 +9,7 @@ import pytest
 
 from roost.control.plan import Seen, next_step
 from roost.hypervisor.base import Exit
-from roost.model.machine import Machine, MachineSpec, MachineStatus
+from roost.model.machine import Machine, MachineSpec, MachineStatus, Restore, Source
 from roost.model.meta import Meta
 
 
@@ -27,6 +27,8 @@ def machine(*, deleting: bool = False, **changes: Any) -> Machine:
     return Machine(name="web", meta=Meta(uid="u", deleting="now" if deleting else None), spec=spec, status=status)
 
 
+WEB = Source(machine="web")
+BACK = Restore(snapshot="web.a", serial=1)
 ENDED = Exit("the guest shut down", clean=True)
 
 CASES = {
@@ -34,6 +36,32 @@ CASES = {
     "waits while the image is built": (machine(), Seen(image="building"), "await-image"),
     "gets a disk when the image is there": (machine(), Seen(image="ready"), "create-disk"),
     "starts when the disk is there": (machine(), Seen(image="ready", disk=True), "start"),
+    "looks for a template before it boots": (machine(), Seen(image="ready", origin="unknown"), "find-origin"),
+    "waits while its template is made": (machine(), Seen(image="ready", origin="making"), "await-origin"),
+    "goes on from its template": (machine(), Seen(image="ready", origin="ready", memory=True), "fork"),
+    "a copy needs no image of its own": (machine(source=WEB), Seen(origin="unknown"), "find-origin"),
+    "a copy goes on from memory": (machine(source=WEB), Seen(origin="ready", memory=True), "fork"),
+    "a copy of a disk gets that first": (machine(source=WEB), Seen(origin="ready"), "make-disk"),
+    "a copy that is to stay stopped gets its disk": (
+        machine(source=WEB, power="stopped"),
+        Seen(origin="ready", memory=True),
+        "make-disk",
+    ),
+    "a copy that was born boots from its own disk": (
+        machine(source=WEB, born=True),
+        Seen(image="ready", disk=True),
+        "start",
+    ),
+    "a copy that could not be made is left alone": (
+        machine(source=WEB, power="stopped", phase="failed", generation=1),
+        Seen(),
+        None,
+    ),
+    "a restore first makes sure that it can": (machine(restore=BACK), Seen(guest="running"), "find-origin"),
+    "a restore gives up what runs": (machine(restore=BACK), Seen(guest="running", origin="ready"), "kill"),
+    "a restore goes on from memory": (machine(restore=BACK), Seen(origin="ready", memory=True), "fork"),
+    "a restore is done once": (machine(restore=BACK, restored=1, phase="running"), Seen(guest="running"), None),
+    "waits for space on the host's disk": (machine(phase="running"), Seen(guest="io-error"), "await-space"),
     "is let run after the start": (machine(phase="starting"), Seen(guest="prelaunch"), "resume"),
     "is shown as running": (machine(phase="starting"), Seen(guest="running"), "show-running"),
     "is greeted when its agent answers": (machine(phase="running"), Seen(guest="running", agent="roost"), "greet"),

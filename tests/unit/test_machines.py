@@ -92,7 +92,7 @@ async def test_a_refused_start_is_told_and_can_be_tried_again(bench: Bench) -> N
 async def test_stop_and_start(running: Bench) -> None:
     assert (await running.wish(spec(power="stopped"))).status.phase == "stopped"
     assert (await running.wish(spec(power="running"))).status.phase == "running"
-    assert len(running.pool.made) == 1
+    assert len(running.layers.disks) == 1
 
 
 async def test_a_deaf_guest_is_forced_when_its_grace_is_over(running: Bench) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from roost.store.base import Store
 T = TypeVar("T", Machine, Image)
 
 FIXED = {
-    "machine": ("image", "arch", "disk", "user_data", "ephemeral", "users", "ssh_keys"),
+    "machine": ("image", "arch", "disk", "user_data", "ephemeral", "users", "ssh_keys", "tpm", "source"),
     "image": ("template", "url", "sha256", "upload", "arch"),
 }
 """Fields of a spec that decide what was made at the beginning, so they can not change afterwards."""
@@ -32,17 +32,17 @@ class Admission:
         self._store = store
         self._arch = arch
 
-    async def admit(self, new: Object, old: Object | None) -> Object:
-        """`new` with this host's defaults filled in. Raises Invalid (all fixed fields that changed), NotFound (no such project),
-        Conflict (the project is being deleted), QuotaExceeded."""
-        if isinstance(new, Project):
-            return new
-        project = await self._project(new.project)
-        if isinstance(new, Machine):
-            return await self._machine(new, old if isinstance(old, Machine) else None, project)
-        if isinstance(new, Image):
-            return _with_arch(new, old if isinstance(old, Image) else None, self._arch)
-        return new
+    async def admit(self, after: Object, before: Object | None, besides: Sequence[Object] = ()) -> Object:
+        """`after` with this host's defaults filled in; `besides` are objects that the same write makes. Raises Invalid (all fixed fields
+        that changed), NotFound (no such project), Conflict (the project is being deleted), QuotaExceeded."""
+        if isinstance(after, Project):
+            return after
+        project = await self._project(after.project)
+        if isinstance(after, Machine):
+            return await self._machine(after, before if isinstance(before, Machine) else None, project, besides)
+        if isinstance(after, Image):
+            return _with_arch(after, before if isinstance(before, Image) else None, self._arch)
+        return after
 
     async def _project(self, name: str) -> Project:
         try:
@@ -55,16 +55,17 @@ class Admission:
             raise Conflict(f'project "{name}" is being deleted', fix="choose another project: --project")
         return project
 
-    async def _machine(self, new: Machine, old: Machine | None, project: Project) -> Machine:
+    async def _machine(self, new: Machine, old: Machine | None, project: Project, besides: Sequence[Object]) -> Machine:
         new = _with_arch(new, old, self._arch)
         quota = project.spec.quota
         if quota != Quota():
-            await self._check_quota(new, quota)
+            await self._check_quota(new, quota, besides)
         return new
 
-    async def _check_quota(self, new: Machine, quota: Quota) -> None:
+    async def _check_quota(self, new: Machine, quota: Quota, besides: Sequence[Object]) -> None:
         entries, _ = await self._store.list(prefix_of(BY_NAME["machine"], new.project))
         machines = [codec.stored(entry.value, Machine) for entry in entries if entry.value is not None]
+        machines += [thing for thing in besides if isinstance(thing, Machine)]
         specs = [machine.spec for machine in machines if machine.meta.uid != new.meta.uid] + [new.spec]
         used = {
             "machines": len(specs),

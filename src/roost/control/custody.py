@@ -89,21 +89,22 @@ class Custody:
             for directory in where:
                 await asyncio.to_thread(files.remove_tree, directory)
 
-    async def take_back(self, machine: Machine, held: Held) -> None:
-        """After a restart of the daemon: hold what runs, or find out that it ended meanwhile. Looks once."""
+    async def take_back(self, machine: Machine, held: Held) -> bool:
+        """After a restart of the daemon: hold what runs (True), or find out that it ended meanwhile. Looks once."""
         if held.looked.is_set():
-            return
+            return False
         guest = await self._hypervisor.adopt(self._paths.machine(machine.meta.uid), machine.meta.uid)
         if guest is not None:
             get(__name__).info("machine adopted", pid=guest.process.pid)
             held.agent = machine.status.agent if machine.status.agent != "none" else None
             self.hold(held, guest)
             self.listen(held, guest)
-            return
+            return True
         before = machine.status.process
         if before is not None and before.boot == self._boot:
             held.exit = Exit("it ended while Roost was not there to see it", clean=machine.status.phase == "stopping")
         held.looked.set()
+        return False
 
     def hold(self, held: Held, guest: Guest) -> None:
         """Hold a guest: its changes wake the machine, its end is awaited."""

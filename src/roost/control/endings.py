@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from roost.control.plan import is_restoring
 from roost.errors import RoostError
 from roost.hypervisor.base import Exit
 from roost.model.machine import Isolation, Machine, MachineStatus
@@ -17,6 +18,7 @@ from roost.model.meta import Trouble
 def was_asked(machine: Machine) -> bool:
     """Whether we wanted the process to end (a stop or a restart), as far as the object tells."""
     wanted = machine.spec.power == "stopped" or machine.spec.restarts != machine.status.restarts
+    wanted = wanted or is_restoring(machine)
     return wanted or machine.status.phase == "stopping"
 
 
@@ -38,6 +40,9 @@ def failed(machine: Machine, error: RoostError) -> Machine:
     why = error.why if told and error.why else f"{error.what}: {error.why}" if error.why else error.what
     trouble = Trouble(what=what, why=why, fix=error.fix, code=error.code)
     status = msgspec.structs.replace(_without_process(machine), phase="failed", error=trouble)
+    if machine.spec.restore is not None:
+        # The wish is used up: the next start is of the machine as it was.
+        status = msgspec.structs.replace(status, restored=machine.spec.restore.serial)
     return _resting(machine, status, asked=False)
 
 

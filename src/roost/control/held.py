@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal, TypeAlias
 
+from roost.control.origins import Origin
+from roost.control.warmth import Cold
 from roost.hypervisor.base import Exit, Guest
 from roost.model.machine import Timing
 from roost.model.meta import Trouble
@@ -28,6 +30,12 @@ class Held:
         self.digest = ""
         self.progress = ""
         self.diskless = False
+        self.origin: Origin | None = None
+        self.cold: Cold | None = None
+        self.making = False
+        self.path: Literal["cold", "warm", "clone", "restore"] = "cold"
+        self.acting = asyncio.Lock()
+        self.recovered = False
         self.trouble: Trouble | None = None
         self.waiter: asyncio.Task[Any] | None = None
         self.listener: asyncio.Task[Any] | None = None
@@ -53,10 +61,11 @@ class Held:
         """Seconds from the beginning to the end of a step; 0 when it was not seen."""
         return round(self._marks.get(step, 0.0), 4)
 
-    def timing(self) -> Timing:
-        """The way up in words for the status."""
+    def timing(self, pause: float = 0.0) -> Timing:
+        """The way up in words for the status; `pause` is how long its source stood still, in seconds."""
         return Timing(
-            path="cold" if self._began is not None else "",
+            path=self.path if self._began is not None else "",
+            pause=round(pause, 4),
             **{step: self.seconds(step) for step in ("image", "disk", "process", "agent", "total")},
         )
 
@@ -64,7 +73,8 @@ class Held:
         """The process is gone and written down: the next start begins afresh."""
         if self.listener is not None:
             self.listener.cancel()
-        self.guest = self.exit = self.pressed = self._began = self.listener = self.waiter = None
+        self.guest = self.exit = self.pressed = self._began = self.listener = self.waiter = self.cold = None
+        self.path = "cold"
         self.agent, self.reason, self._marks = None, "", {}
 
     def stop_waiting(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from msgspec.structs import replace
 
@@ -59,18 +59,39 @@ class Pool(Protocol):
         ...
 
 
+class Stands(Protocol):
+    """What stands on images besides the machines of the store."""
+
+    def images(self) -> set[str]:
+        """The digests that layers and disks stand on."""
+        ...
+
+    async def forget_image(self, digest: str) -> None:
+        """The image is going: what is only a cache makes way."""
+        ...
+
+
+class Parts(NamedTuple):
+    """What it works upon. `arch` is the host's."""
+
+    pool: Pool
+    arch: Arch
+    stands: Stands
+
+
 class ImageReconciler:
     """Brings image objects from pending to ready, and deleted ones out of the pool.
 
-    `arch` is the host's; `show` the seconds between two writes of a progress.
+    `show` is the seconds between two writes of a progress.
     """
 
-    def __init__(self, records: Records, pool: Pool, recorder: Recorder, arch: Arch, *, show: float = _SHOW) -> None:
+    def __init__(self, records: Records, recorder: Recorder, parts: Parts, *, show: float = _SHOW) -> None:
         self._records = records
         self._store = records.store
-        self._pool = pool
+        self._pool = parts.pool
         self._recorder = recorder
-        self._arch = arch
+        self._arch = parts.arch
+        self._stands = parts.stands
         self._pause = show
         self._collected = -_GRACE
 
@@ -212,12 +233,13 @@ class ImageReconciler:
         """Out of the pool when nothing uses it, then out of the store."""
         digest = image.status.digest
         if digest:
+            await self._stands.forget_image(digest)
             users = await self._users(digest)
             if users:
                 trouble = Trouble(
                     what=f'image "{image.name}" is not deleted yet',
-                    why=f"machines use it: {', '.join(users[:5])}",
-                    fix="delete these machines; the image then goes by itself",
+                    why=f"it is in use by: {', '.join(users[:5])}",
+                    fix="delete these; the image then goes by itself",
                     code=Conflict.code,
                 )
                 await self._show(key, lambda status: replace(status, error=trouble))
@@ -231,7 +253,10 @@ class ImageReconciler:
         """The machines, of any project, whose disk lies over the image."""
         entries, _ = await self._store.list(prefix_of(BY_NAME["machine"]))
         machines = (read(entry, Machine) for entry in entries)
-        return [f"{machine.project}/{machine.name}" for machine in machines if machine.status.image == digest]
+        users = [f"{machine.project}/{machine.name}" for machine in machines if machine.status.image == digest]
+        if not users and digest in await asyncio.to_thread(self._stands.images):
+            return ["a snapshot's disk"]
+        return users
 
     async def _shared(self, key: str, digest: str) -> bool:
         """Whether another image object has the same content."""
@@ -247,6 +272,7 @@ class ImageReconciler:
         machines, _ = await self._store.list(prefix_of(BY_NAME["machine"]))
         keep = {read(entry, Image).status.digest for entry in images}
         keep |= {read(entry, Machine).status.image for entry in machines}
+        keep |= await asyncio.to_thread(self._stands.images)
         await self._pool.collect(keep, _GRACE)
 
 

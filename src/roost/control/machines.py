@@ -4,69 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from typing import Literal
 
 import msgspec
 
 from roost.control.base import Retry
-from roost.control.custody import AGENT_SECONDS, Custody
+from roost.control.custody import Custody
 from roost.control.endings import ended, failed, was_asked
 from roost.control.events import Recorder
 from roost.control.held import AgentKind, Held
-from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of
-from roost.control.pictures import Pictures
-from roost.control.plan import Seen, Step, next_step
-from roost.control.preparation import Prepared
+from roost.control.plan import Seen, Step, is_born, is_copy, is_restoring, next_step
 from roost.control.records import Records
-from roost.errors import BY_CODE, Invalid, NotFound, RoostError, Unavailable
+from roost.control.starting import Starting
+from roost.control.world import World
+from roost.errors import NotFound, RoostError
 from roost.host import failpoints, files
-from roost.host.clock import Clock
-from roost.host.paths import Paths
-from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor, RunState
+from roost.hypervisor.base import Exit, Guest, RunState
 from roost.log import bind
-from roost.model.facts import HostFacts
-from roost.model.machine import Machine, Timing
-from roost.model.node import Verdict
-from roost.storage.manifest import Manifest
+from roost.model.machine import Machine, Traits
+from roost.model.meta import Trouble
+
+ENOUGH_SPACE = 256 << 20
+"""Free bytes on the host's disk at which a guest that had none goes on: the store and the other guests need some of it."""
+
+LOOK_FOR_SPACE = 2.0
+"""Seconds between two looks whether the host's disk has space again."""
 
 ASK_AGAIN = 2.0
 """Seconds between two presses of the power button."""
 
-SETUP_SECONDS = 60.0
-"""Longest the first-boot set-up may take."""
+ON_DISK: frozenset[Step] = frozenset({"create-disk", "make-disk", "fork", "start", "kill", "remove-files"})
+"""Steps that need a disk for themselves."""
 
-
-WAY_UP: frozenset[Step] = frozenset({"find-image", "await-image", "create-disk", "start", "resume"})
+WAY_UP: frozenset[Step] = frozenset(
+    {"find-image", "await-image", "create-disk", "find-origin", "await-origin", "fork", "make-disk", "start", "resume"}
+)
 """Steps whose error ends the way up; every other step is tried again."""
-
-
-class Pool(Protocol):
-    """What the reconciler needs of the image pool."""
-
-    def find(self, digest: str) -> Manifest | None:
-        """The manifest of an image that is there."""
-        ...
-
-    async def create_disk(self, manifest: Manifest, target: Path, size: int | None) -> None:
-        """A new overlay `target` over the image."""
-        ...
-
-
-class World(NamedTuple):
-    """Everything the reconciler acts upon."""
-
-    hypervisor: Hypervisor
-    images: Pool
-    pictures: Pictures
-    paths: Paths
-    facts: HostFacts
-    clock: Clock
-    verdict: Callable[[], Awaitable[Verdict]]
-    memory_free: Callable[[], int]
-    prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
-    node: str = ""
 
 
 class Machines:
@@ -85,16 +59,22 @@ class Machines:
         self._world = world
         self._custody = custody
         self._wake_after = wake_after
+        self._starting = Starting(world, recorder, custody, self._show)
         self._acts: dict[Step, Callable[[str, Machine, Held], Awaitable[None]]] = {
-            "find-image": self._find_image,
-            "await-image": self._await_image,
-            "create-disk": self._create_disk,
-            "start": self._start,
+            "find-image": self._starting.find_image,
+            "await-image": self._starting.await_image,
+            "create-disk": self._starting.create_disk,
+            "find-origin": self._starting.find_origin,
+            "await-origin": self._starting.find_origin,
+            "fork": self._starting.fork,
+            "make-disk": self._starting.make_disk,
+            "start": self._starting.start,
             "resume": self._resume,
             "pause": self._pause,
-            "greet": self._greet,
+            "greet": self._starting.greet,
             "press-power": self._press_power,
             "await-end": self._await_end,
+            "await-space": self._await_space,
             "kill": self._kill,
             "settle-exit": self._settle_exit,
             "show-stopped": self._show_stopped,
@@ -124,20 +104,29 @@ class Machines:
         """Act; True to look again at once. A step that can not succeed as things are is written down as a failure."""
         await failpoints.reach(f"machine.{step}")
         try:
-            await self._acts[step](key, machine, held)
+            async with self._undisturbed(step, machine), held.acting:
+                await self._acts[step](key, machine, held)
         except Retry:
             raise
         except RoostError as error:
             if step not in WAY_UP:
                 raise Retry(str(error)) from error
             await self._fail(key, machine, held, error)
-        return step not in ("await-image", "await-end", "remove-object")
+        if step in ("find-origin", "await-origin"):
+            return not held.making
+        return step not in ("await-image", "await-end", "await-space", "remove-object")
+
+    def _undisturbed(self, step: Step, machine: Machine) -> AbstractAsyncContextManager[None]:
+        """Steps that put a disk to use, replace or remove it do not do so while housekeeping copies it."""
+        return self._world.house.using(machine.meta.uid) if step in ON_DISK else nullcontext()
 
     # ------------------------------------------------------------------ observe
 
     async def _observe(self, machine: Machine, held: Held) -> Seen:
         where = self._world.paths.machine(machine.meta.uid)
-        await self._custody.take_back(machine, held)
+        if await self._custody.take_back(machine, held) and machine.status.started_as is not None:
+            self._hold_place(machine, machine.status.started_as, self._guest(held))
+        await self._world.taker.recover(machine, held)
         image = await self._look_at_image(machine, held)
         state = await _state_of(held.guest)
         if state == "gone":
@@ -148,11 +137,20 @@ class Machines:
             exit=held.exit,
             image=image,
             disk=held.diskless or where.disk.exists(),
+            origin=_origin_of(machine, held, image),
+            memory=held.origin is not None and held.origin.memory,
             pressed=held.pressed is not None,
             overdue=self._grace_left(machine, held) <= 0,
             agent=held.agent,
             files=where.keep.exists() or where.live.exists(),
         )
+
+    def _hold_place(self, machine: Machine, traits: Traits, guest: Guest) -> None:
+        """An adopted guest keeps its place in the host's memory."""
+        places = self._world.reservations
+        way: Literal["cold", "fork"] = "fork" if machine.status.timing.path in ("warm", "clone", "restore") else "cold"
+        places.hold(machine.meta.uid, places.forecast(way, traits.memory, traits.shape), traits.shape)
+        places.started(machine.meta.uid, guest.private_memory)
 
     async def _look_at_image(self, machine: Machine, held: Held) -> Literal["unknown", "building", "ready"]:
         """A failed image counts as unknown at the beginning of a way up (it is tried again), and ends the way up later on."""
@@ -173,130 +171,8 @@ class Machines:
 
     # ------------------------------------------------------------------ act: towards running
 
-    async def _find_image(self, key: str, machine: Machine, held: Held) -> None:
-        await self._world.pictures.request(machine, key)
-        held.begin(self._world.clock.now())
-        await self._show(key, phase="preparing", progress="preparing the image", error=None, exit="", timing=Timing())
-
-    async def _await_image(self, key: str, machine: Machine, held: Held) -> None:
-        held.begin(self._world.clock.now())
-        if held.trouble is not None:
-            trouble, held.trouble = held.trouble, None
-            kind = BY_CODE.get(trouble.code, Unavailable)
-            raise kind(f'machine "{machine.name}" did not start', trouble.why or trouble.what, trouble.fix)
-        self._world.pictures.expect(machine, key)
-        await self._show(key, phase="preparing", progress=held.progress or "preparing the image", error=None, exit="")
-
-    async def _create_disk(self, key: str, machine: Machine, held: Held) -> None:
-        held.begin(self._world.clock.now())
-        held.mark("image", self._world.clock.now())
-        manifest = self._manifest(machine, held)
-        where = self._world.paths.machine(machine.meta.uid)
-        where.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if manifest.format == "none":
-            held.diskless = True
-        else:
-            await self._world.images.create_disk(manifest, where.disk, machine.spec.disk)
-        if machine.status.image != manifest.digest:
-            await self._show(key, phase="preparing", image=manifest.digest, error=None)
-        held.mark("disk", self._world.clock.now())
-
-    async def _start(self, key: str, machine: Machine, held: Held) -> None:
-        held.begin(self._world.clock.now())
-        manifest = self._manifest(machine, held)
-        choice = await self._choose(machine, manifest)
-        where = self._world.paths.machine(machine.meta.uid)
-        self._check_host(machine)
-        prepared = await self._world.prepare(machine, manifest)
-        launch = launch_of(machine, manifest, self._world.paths, choice, prepared)
-        where.live.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._show(
-            key,
-            phase="starting",
-            progress="starting",
-            error=None,
-            exit="",
-            restarts=machine.spec.restarts,
-            node=self._world.node,
-        )
-        guest = await self._world.hypervisor.start(launch)
-        held.mark("process", self._world.clock.now())
-        await failpoints.reach("machine.started")
-        self._custody.hold(held, guest)
-        held.agent = None
-        await self._show(
-            key,
-            process=guest.process,
-            pid=guest.process.pid,
-            accelerator=launch.accelerator,
-            firmware=launch.firmware,
-            isolation=guest.isolation,
-            addresses=guest.addresses,
-            image=manifest.digest,
-            agent="none",
-            progress="",
-            warnings=choice.warnings,
-        )
-
-    async def _choose(self, machine: Machine, manifest: Manifest) -> Choice:
-        """The accelerator and the firmware for this start, with a warning for what the user would not expect."""
-        firmware = firmware_of(machine, manifest)
-        wanted = machine.spec.accelerator
-        if arch_of(manifest, self._world.facts.arch) != self._world.facts.arch:
-            if wanted == "kvm":
-                what = f'machine "{machine.name}" did not start'
-                why = f"KVM runs only {self._world.facts.arch} guests here, not {manifest.arch}"
-                raise Invalid(what, why, "leave --accelerator out: it will be emulated")
-            return Choice("tcg", firmware, ())
-        if wanted == "tcg":
-            return Choice("tcg", firmware, ())
-        verdict = await self._world.verdict()
-        if verdict.accelerator == "kvm":
-            return Choice("kvm", firmware, ())
-        if wanted == "kvm":
-            raise Unavailable(
-                f'machine "{machine.name}" did not start',
-                f"KVM does not work on this host: {verdict.reason}",
-                "roost doctor",
-            )
-        return Choice("tcg", firmware, (f"emulated, so slow: {verdict.reason}",))
-
-    def _check_host(self, machine: Machine) -> None:
-        """Refuse what the host can not carry, before anything starts. Raises Unavailable."""
-        facts, what = self._world.facts, f'machine "{machine.name}" did not start'
-        if machine.spec.cpus > facts.cpus * 8:
-            raise Unavailable(
-                what,
-                f"it wants {machine.spec.cpus} cpus and the host has {facts.cpus} (at most 8 times that)",
-                "give it fewer: --cpus",
-            )
-        free = self._world.memory_free()
-        if machine.spec.memory > free:
-            mebi = 1 << 20
-            why = f"it wants {machine.spec.memory // mebi} MiB of memory and the host has {free // mebi} MiB free"
-            raise Unavailable(what, why, "stop another machine, or give it less: --memory")
-
-    def _manifest(self, machine: Machine, held: Held) -> Manifest:
-        digest = machine.status.image if self._world.paths.machine(machine.meta.uid).disk.exists() else held.digest
-        manifest = self._world.images.find(digest or held.digest)
-        if manifest is None:
-            what = f'machine "{machine.name}" did not start'
-            raise Unavailable(
-                what, f"the image {digest or machine.spec.image} it stands on is gone", "roost image list"
-            )
-        return manifest
-
     async def _resume(self, key: str, machine: Machine, held: Held) -> None:
-        guest = self._guest(held)
-        await guest.resume()
-        await failpoints.reach("machine.resumed")
-        self._custody.listen(held, guest)
-        if machine.status.phase == "paused":
-            await self._recorder.record(machine, "Resumed", "the machine goes on")
-        elif machine.status.phase != "stopping":
-            await self._recorder.record(
-                machine, "Started", f"the machine runs as pid {guest.process.pid} ({machine.status.accelerator})"
-            )
+        await self._starting.resume(key, machine, held)
         if machine.spec.power == "running":
             await self._show_power(key, machine, held)
 
@@ -305,29 +181,30 @@ class Machines:
         await self._recorder.record(machine, "Paused", "the machine is paused")
         await self._show_power(key, machine, held)
 
-    async def _greet(self, key: str, machine: Machine, held: Held) -> None:
-        """The guest answers: set it up at its first boot, and write down who answered and how long it took."""
-        guest, kind, warnings = self._guest(held), held.agent, machine.status.warnings
-        if kind == "absent":
-            warnings = (
-                *warnings,
-                f'image "{machine.spec.image}" gave no answer within {AGENT_SECONDS:.0f} s: see roost console',
-            )
-        elif not machine.status.configured or self._forgets(machine):
-            warnings = (*warnings, *await _set_up(await guest.agent(), machine))
-        held.mark("total", self._world.clock.now())
-        configured = machine.status.configured or kind != "absent"
-        await self._show(key, configured=configured, agent=kind, timing=held.timing(), progress="", warnings=warnings)
-        await self._recorder.record(machine, "Ready", f"the machine answered after {held.seconds('agent'):.1f} s")
-
-    def _forgets(self, machine: Machine) -> bool:
-        """Whether the machine has no disk to remember its set-up on."""
-        manifest = self._world.images.find(machine.status.image)
-        return manifest is not None and manifest.format == "none"
-
     async def _show_power(self, key: str, machine: Machine, held: Held) -> None:
         phase = "paused" if machine.spec.power == "paused" else "running"
-        await self._show(key, phase=phase, generation=machine.meta.generation, progress="", error=None)
+        await self._show(key, phase=phase, generation=machine.meta.generation, progress="", error=None, born=True)
+
+    async def _await_space(self, key: str, machine: Machine, held: Held) -> None:
+        """QEMU has stopped the guest at a write for which the host had no space; it goes on where it stood as soon as there is some."""
+        guest, free = self._guest(held), files.free_space(self._world.paths.state)
+        if free >= ENOUGH_SPACE:
+            self._world.reserve.hold()
+            await guest.resume()
+            await self._recorder.record(machine, "Resumed", "the host's disk has space again: the machine goes on")
+            await self._show(key, phase="running", error=None)
+            return
+        self._world.reserve.release()
+        self._wake_after(key, LOOK_FOR_SPACE)
+        if machine.status.error is None:
+            why = f"the disk of the host is full: {free >> 20} MiB are free, and it goes on at {ENOUGH_SPACE >> 20} MiB"
+            trouble = Trouble(
+                what=f'machine "{machine.name}" stands still',
+                why=why,
+                fix="free space on the host: roost doctor storage",
+            )
+            await self._recorder.record(machine, "DiskFull", f"{trouble.what}: {why}", level="error")
+            await self._show(key, phase="paused", error=trouble)
 
     # ------------------------------------------------------------------ act: towards stopped and gone
 
@@ -365,6 +242,7 @@ class Machines:
     async def _settle_exit(self, key: str, machine: Machine, held: Held) -> None:
         exit = held.exit or Exit("unknown", clean=False)
         asked = was_asked(machine)
+        self._world.reservations.release(machine.meta.uid)
         after = await self._records.update(key, lambda now: ended(now, exit, asked=asked))
         held.forget_process()
         calm = after.status.phase == "stopped"
@@ -389,6 +267,7 @@ class Machines:
 
     async def _remove_object(self, key: str, machine: Machine, held: Held) -> None:
         self._custody.forget(machine)
+        self._world.reservations.release(machine.meta.uid)
         await self._records.remove(key, machine.meta.revision)
         await self._recorder.record(machine, "Deleted", "the machine and all its files are gone")
 
@@ -402,6 +281,11 @@ class Machines:
             if held.waiter is not None:
                 await asyncio.wait([held.waiter])
         held.forget_process()
+        held.origin = None
+        self._world.reservations.release(machine.meta.uid)
+        if machine.spec.source is not None and not is_born(machine):
+            # A copy is whole or not at all.
+            await self._remove_files(key, machine, held)
         after = await self._records.update(key, lambda now: failed(now, error))
         trouble = after.status.error
         assert trouble is not None
@@ -436,11 +320,14 @@ async def _ask_to_end(guest: Guest, agent: AgentKind | None) -> None:
                 await (await guest.agent()).power("off")
 
 
-async def _set_up(agent: Agent, machine: Machine) -> tuple[str, ...]:
-    """First-boot set-up; returns what went wrong. The machine runs and answers: that its name could not be set is no reason to end it."""
-    try:
-        async with asyncio.timeout(SETUP_SECONDS):
-            await agent.setup(setup_of(machine))
-    except (RoostError, TimeoutError) as error:
-        return (f"first-boot set-up failed: {error}",)
-    return ()
+def _origin_of(machine: Machine, held: Held, image: str) -> Literal["none", "unknown", "making", "ready"]:
+    """What is known of what the machine goes on from. One that was found for an earlier wish does not count."""
+    wanted = machine.spec.restore.snapshot if machine.spec.restore is not None and is_restoring(machine) else None
+    if held.origin is not None and wanted is not None and held.origin.text != f"snapshot {wanted}":
+        held.origin = None
+    if held.origin is not None:
+        return "ready"
+    warm = machine.spec.source is None and not is_born(machine) and not machine.spec.cold and image == "ready"
+    if not is_copy(machine) and (not warm or held.cold is not None or held.guest is not None):
+        return "none"
+    return "making" if held.making else "unknown"

@@ -11,12 +11,17 @@ Step = Literal[
     "find-image",
     "await-image",
     "create-disk",
+    "find-origin",
+    "await-origin",
+    "fork",
+    "make-disk",
     "start",
     "resume",
     "pause",
     "greet",
     "press-power",
     "await-end",
+    "await-space",
     "kill",
     "settle-exit",
     "show-stopped",
@@ -35,14 +40,17 @@ ALIVE: frozenset[RunState] = frozenset({"prelaunch", "running", "paused"})
 class Seen(NamedTuple):
     """A machine as it is. `guest` None: no process. `exit`: how the last process ended, not yet written down.
 
-    `image` is the state of the image object; `pressed` and `overdue` say whether the power button was pressed and its
-    grace is over; `agent` who answers inside, if anybody does; `files` that something of it is on disk.
+    `image` is the state of the image object. `origin` is what the machine is to go on from instead of booting afresh (a machine, a
+    snapshot, a warm template), `memory` whether that has memory; "none" when it boots. `pressed` and `overdue` say whether the power
+    button was pressed and its grace is over; `agent` who answers inside, if anybody does; `files` that something of it is on disk.
     """
 
     guest: RunState | None = None
     exit: Exit | None = None
     image: Literal["unknown", "building", "ready"] = "unknown"
     disk: bool = False
+    origin: Literal["none", "unknown", "making", "ready"] = "none"
+    memory: bool = False
     pressed: bool = False
     overdue: bool = False
     agent: Literal["roost", "qemu-ga", "ssh", "absent"] | None = None
@@ -55,6 +63,9 @@ def next_step(machine: Machine, seen: Seen) -> Step | None:
         return _towards_nothing(seen)
     if seen.exit is not None:
         return "settle-exit"
+    if is_restoring(machine) and seen.guest is not None:
+        # What runs is given up only when it is sure that there is something to put in its place.
+        return "kill" if seen.origin == "ready" else "find-origin"
     if machine.spec.power == "stopped":
         return _towards_stopped(machine, seen)
     # A power button once pressed can not be taken back: a start that comes meanwhile waits for the end.
@@ -62,7 +73,7 @@ def next_step(machine: Machine, seen: Seen) -> Step | None:
     if seen.guest is not None and ending:
         return _end(seen)
     if seen.guest is None:
-        return _towards_process(seen)
+        return _towards_process(machine, seen)
     return _towards_power(machine, seen)
 
 
@@ -75,6 +86,8 @@ def _towards_nothing(seen: Seen) -> Step:
 def _towards_stopped(machine: Machine, seen: Seen) -> Step | None:
     if seen.guest is not None:
         return _end(seen)
+    if is_copy(machine) and machine.status.phase != "failed":
+        return _towards_origin(machine, seen)
     if machine.spec.ephemeral and machine.status.phase != "pending":
         return "discard"
     settled = (
@@ -93,11 +106,38 @@ def _end(seen: Seen) -> Step | None:
     return "resume" if seen.guest == "paused" else "press-power"
 
 
-def _towards_process(seen: Seen) -> Step:
+def is_restoring(machine: Machine) -> bool:
+    """Whether a restore was asked for and not done yet."""
+    return machine.spec.restore is not None and machine.spec.restore.serial != machine.status.restored
+
+
+def is_copy(machine: Machine) -> bool:
+    """Whether its disk is still to come from a machine or a snapshot."""
+    return is_restoring(machine) or (machine.spec.source is not None and not is_born(machine))
+
+
+def is_born(machine: Machine) -> bool:
+    """Whether it has run: from then on it starts from its own disk."""
+    return machine.status.born or machine.status.configured
+
+
+def _towards_origin(machine: Machine, seen: Seen) -> Step:
+    if seen.origin == "unknown":
+        return "find-origin"
+    if seen.origin == "making":
+        return "await-origin"
+    return "fork" if seen.memory and machine.spec.power != "stopped" else "make-disk"
+
+
+def _towards_process(machine: Machine, seen: Seen) -> Step:
+    if is_copy(machine):
+        return _towards_origin(machine, seen)
     if seen.image == "unknown":
         return "find-image"
     if seen.image == "building":
         return "await-image"
+    if seen.origin != "none":
+        return _towards_origin(machine, seen)
     return "start" if seen.disk else "create-disk"
 
 
@@ -108,6 +148,8 @@ def _towards_power(machine: Machine, seen: Seen) -> Step | None:
         return "resume"
     if seen.guest in ("panicked", "internal-error", "shutdown"):
         return "kill"
+    if seen.guest == "io-error":
+        return "await-space"
     if seen.agent is not None and seen.agent != machine.status.agent and machine.spec.power == "running":
         return "greet"
     return _towards_shown(machine)

@@ -13,9 +13,10 @@ from roost.model import codec
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME, prefix_of
 from roost.model.machine import Machine
+from roost.model.snapshot import Snapshot
 from roost.store.base import Entry, Store
 
-T = TypeVar("T", Machine, Image)
+T = TypeVar("T", Machine, Image, Snapshot)
 
 
 class Records:
@@ -30,17 +31,29 @@ class Records:
 
     async def machine_uids(self) -> set[str]:
         """The uids of all machines of all projects."""
-        entries, _ = await self.store.list(prefix_of(BY_NAME["machine"]))
-        return {read(entry, Machine).meta.uid for entry in entries}
+        return {machine.meta.uid for machine in await self.all(Machine)}
 
     async def image(self, key: str) -> Image:
         """The image at `key`. Raises NotFound."""
         return read(await self.store.get(key), Image)
 
+    async def snapshot(self, key: str) -> Snapshot:
+        """The snapshot at `key`. Raises NotFound."""
+        return read(await self.store.get(key), Snapshot)
+
+    async def all(self, type_: type[T], project: str | None = None) -> list[T]:
+        """Every object of a kind (in one project)."""
+        entries, _ = await self.store.list(prefix_of(BY_NAME[type_.__name__.lower()], project))
+        return [read(entry, type_) for entry in entries]
+
     async def update(self, key: str, change: Callable[[Machine], Machine]) -> Machine:
         """Apply `change` to the machine at `key` until no other write comes between. Writes nothing when nothing changes."""
+        return await self.change(key, Machine, change)
+
+    async def change(self, key: str, type_: type[T], change: Callable[[T], T]) -> T:
+        """Like `update`, for an object of any kind."""
         while True:
-            before = await self.machine(key)
+            before = read(await self.store.get(key), type_)
             after = change(before)
             if after == before:
                 return before
@@ -52,12 +65,7 @@ class Records:
 
     async def delete(self, key: str) -> None:
         """Mark the machine at `key` for deletion."""
-        await self.update(
-            key,
-            lambda machine: msgspec.structs.replace(
-                machine, meta=msgspec.structs.replace(machine.meta, deleting=machine.meta.deleting or now())
-            ),
-        )
+        await self.update(key, marked)
 
     async def remove(self, key: str, revision: int) -> None:
         """Remove the object. Raises Conflict when it is not at `revision`."""
@@ -68,6 +76,12 @@ def read(entry: Entry, type_: type[T]) -> T:
     """An entry as an object that knows its revision."""
     assert entry.value is not None
     return with_revision(codec.stored(entry.value, type_), entry.revision)
+
+
+def marked(thing: T) -> T:
+    """The same object, marked for deletion."""
+    meta = msgspec.structs.replace(thing.meta, deleting=thing.meta.deleting or now())
+    return msgspec.structs.replace(thing, meta=meta)
 
 
 def with_revision(thing: T, revision: int) -> T:

@@ -45,3 +45,4 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     emulators: dict[str, Emulator] = msgspec.field(default_factory=dict)
     files: tuple[str, ...] = ()
     passt: str | None = None
+    swtpm: str | None = None

@@ -31,8 +31,43 @@ class User(Struct, frozen=True, kw_only=True):
     sudo: bool = False
 
 
+class Source(Struct, frozen=True, kw_only=True):
+    """What a machine is a copy of, in the same project: exactly one of a machine and a snapshot.
+
+    Copies that name the same `moment` (a UUID; "" for one of its own) are of one instant of a running machine. Without
+    `keep_identity` the copy gets a name, machine-id, host keys and random numbers of its own before its network is plugged in;
+    with it, it is an exact copy, whose network stays unplugged. Without `memory` only the disk is copied, and the copy boots.
+    """
+
+    machine: str | None = None
+    snapshot: str | None = None
+    moment: str = ""
+    keep_identity: bool = False
+    memory: bool = True
+
+
+class Restore(Struct, frozen=True, kw_only=True):
+    """Put the machine back to a snapshot of it; once for each `serial`, which every restore counts up. Without `memory` only the disk is
+    put back, and the machine boots from it."""
+
+    snapshot: str
+    serial: Annotated[int, msgspec.Meta(ge=1)]
+    memory: bool = True
+
+
+class Schedule(Struct, frozen=True, kw_only=True):
+    """Snapshots made by themselves every so often while the machine runs; each is deleted `expire` seconds after it was taken, and
+    the oldest when there are more than `keep`."""
+
+    every: Annotated[float, msgspec.Meta(ge=60, le=86_400 * 366, description="seconds")]
+    expire: Seconds | None = None
+    keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    memory: bool = True
+
+
 class MachineSpec(Struct, frozen=True, kw_only=True):
-    """What the user wants. A restart bumps `restarts`; a forced stop is a `stop_grace` of 0."""
+    """What the user wants. A restart bumps `restarts`; a forced stop is a `stop_grace` of 0. `cold` forbids the short way up from a
+    warm template."""
 
     image: str
     cpus: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
@@ -51,6 +86,11 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     users: tuple[User, ...] = ()
     user_data: str | None = None
     ephemeral: bool = False
+    cold: bool = False
+    tpm: bool = False
+    source: Source | None = None
+    restore: Restore | None = None
+    schedule: Schedule | None = None
 
     def problems(self) -> Iterator[Problem]:
         """Everything wrong with the values, beyond their types."""
@@ -66,6 +106,8 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
             yield Problem("hostname", f"{self.hostname!r} is not a host name")
         if self.user_data is not None and len(self.user_data) > 64 << 10:
             yield Problem("user_data", f"{len(self.user_data)} characters is more than the 65536 allowed")
+        if self.source is not None and (self.source.machine is None) == (self.source.snapshot is None):
+            yield Problem("source", "name exactly one: machine or snapshot")
         yield from _key_problems("ssh_keys", self.ssh_keys)
         yield from self._publish_problems()
         yield from self._user_problems()
@@ -116,18 +158,41 @@ class Isolation(Struct, frozen=True, kw_only=True):
 
 
 class Timing(Struct, frozen=True, kw_only=True):
-    """Seconds from the request to each step's end, and by which path the machine came up."""
+    """Seconds from the request to each step's end, and by which path the machine came up. `pause` is how long its source stood still."""
 
-    path: Literal["cold", "warm", "clone", ""] = ""
+    path: Literal["cold", "warm", "clone", "restore", ""] = ""
     image: float = 0.0
     disk: float = 0.0
     process: float = 0.0
     agent: float = 0.0
     total: float = 0.0
+    pause: float = 0.0
+
+
+class Traits(Struct, frozen=True, kw_only=True):
+    """As what a machine was started: what one that goes on from its memory must have too. `shape` is the hypervisor's hash over all of it."""
+
+    image: str
+    arch: Arch
+    cpus: int
+    memory: int
+    accelerator: Literal["kvm", "tcg"]
+    firmware: Firmware
+    network: bool
+    seed: bool
+    tpm: bool
+    shape: str = ""
 
 
 class MachineStatus(Struct, frozen=True, kw_only=True):
-    """What is. Only the reconciler writes it. `agent` is "none" until something inside answers, "absent" where nothing ever will."""
+    """What is. Only the reconciler writes it. `agent` is "none" until something inside answers, "absent" where nothing ever will.
+
+    `born` says that the machine has run: from then on it starts from its own disk. `origin` tells people what it came from
+    ("template debian:12", "machine web", "snapshot web.ready"), `cloning` how a running copy of it is made: "in-place" (memory is
+    shared, the pause does not depend on its size) or "copy". `restored` is the serial of the last restore that was done. `started_as` is
+    what the running machine was started as: where the spec differs, a restart makes it so. `scheduled` is the time (RFC 3339) that the
+    last snapshot by schedule stands for.
+    """
 
     phase: Phase = "pending"
     node: str = ""
@@ -137,11 +202,17 @@ class MachineStatus(Struct, frozen=True, kw_only=True):
     pid: int | None = None
     accelerator: Literal["kvm", "tcg"] | None = None
     firmware: Firmware | None = None
+    started_as: Traits | None = None
     isolation: Isolation = Isolation()
     addresses: tuple[str, ...] = ()
     image: str = ""
     agent: Literal["none", "absent", "roost", "qemu-ga", "ssh"] = "none"
     configured: bool = False
+    born: bool = False
+    origin: str = ""
+    cloning: Literal["", "in-place", "copy"] = ""
+    restored: int = 0
+    scheduled: str = ""
     timing: Timing = Timing()
     progress: str = ""
     exit: str = ""

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from roost.errors import Conflict, NotStarted, RoostError
 from roost.host.paths import MachineFiles
-from roost.hypervisor.base import Agent, Chunk, Command, Console, Exit, Guest, Launch, RunState, Session, Setup
+from roost.hypervisor.base import (
+    Agent,
+    Chunk,
+    Command,
+    Console,
+    Exit,
+    Guest,
+    Launch,
+    Overlay,
+    RunState,
+    Saved,
+    Session,
+    Setup,
+)
 from roost.model.machine import Isolation, Process
 
 
@@ -55,6 +71,7 @@ class FakeAgent:
     def __init__(self) -> None:
         self.setups: list[Setup] = []
         self.powers: list[str] = []
+        self.done: list[str] = []
         self.archives: dict[str, bytes] = {}
 
     async def ping(self, timeout: float) -> None:
@@ -70,6 +87,15 @@ class FakeAgent:
 
     async def power(self, action: Literal["off", "reboot"]) -> None:
         self.powers.append(action)
+
+    async def seal(self) -> None:
+        self.done.append("seal")
+
+    async def freeze(self) -> None:
+        self.done.append("freeze")
+
+    async def thaw(self) -> None:
+        self.done.append("thaw")
 
     async def send_archive(self, path: str, stream: AsyncIterator[bytes]) -> None:
         self.archives[path] = b"".join([part async for part in stream])
@@ -112,6 +138,14 @@ class FakeGuest:
         self.answering = FakeAgent()
         self.silent = False
         self.presses = 0
+        self.cloning: Literal["in-place", "copy"] = "in-place"
+        self.checkpoints = 0
+        self.nodes = ["disk0"] * len(launch.disks)
+        self.refuse_checkpoint: RoostError | None = None
+        self.flattened = 0
+        self.size = 0
+        self.link_up = launch.saved is None and launch.network == "user"
+        self.private = 30 << 20
         self._state: RunState = "prelaunch"
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -143,6 +177,34 @@ class FakeGuest:
         if self.hears_power:
             self.end("the guest shut down", clean=True)
 
+    async def checkpoint(
+        self, overlays: Sequence[Overlay], copies: Sequence[tuple[Path, Path]] = (), *, memory: bool = True
+    ) -> Saved:
+        if self.refuse_checkpoint is not None:
+            raise self.refuse_checkpoint
+        self.checkpoints += 1
+        self.nodes = [overlay.node for overlay in overlays]
+        for source, target in copies:
+            target.write_bytes(source.read_bytes())
+        device = os.memfd_create("device", os.MFD_CLOEXEC) if memory else None
+        return Saved(device, None, pause=0.02, method=self.cloning)
+
+    async def tops(self) -> tuple[str, ...]:
+        return tuple(self.nodes)
+
+    async def flatten(self, progress: Callable[[float], None]) -> None:
+        self.flattened += 1
+        progress(1.0)
+
+    async def resize_disk(self, size: int) -> None:
+        self.size = size
+
+    async def set_link(self, *, up: bool) -> None:
+        self.link_up = up
+
+    async def private_memory(self) -> int:
+        return self.private
+
     async def kill(self) -> None:
         self.end("killed", clean=False)
 
@@ -168,6 +230,7 @@ class FakeHypervisor:
         self.hears_power = hears_power
         self.doubles = 0
         self.refuse: RoostError | None = None
+        self.spares: dict[str, int] = {}
 
     async def start(self, launch: Launch) -> Guest:
         if self.refuse is not None:
@@ -185,3 +248,21 @@ class FakeHypervisor:
     async def adopt(self, files: MachineFiles, uid: str) -> Guest | None:
         guest = self.guests.get(uid)
         return guest if guest is not None and await guest.state() != "gone" else None
+
+    def shape(self, launch: Launch) -> str:
+        parts = (
+            launch.arch,
+            launch.cpus,
+            launch.memory,
+            launch.accelerator,
+            launch.firmware,
+            launch.network != "none",
+            launch.tpm,
+        )
+        return hashlib.sha256(repr((*parts, launch.direct, launch.seed is not None)).encode()).hexdigest()
+
+    async def keep_spares(self, launch: Launch, count: int) -> None:
+        self.spares[launch.spare] = count
+
+    async def close(self) -> None:
+        self.spares.clear()

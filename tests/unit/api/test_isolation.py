@@ -18,6 +18,7 @@ from roost.model.event import Event, EventSpec
 from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import Meta
+from roost.model.snapshot import Snapshot, SnapshotSpec
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from tests.unit.api.world import ALICE, BOB, OWNER, Guests, Reply, Running, Uploads, World, machine, world
@@ -31,6 +32,9 @@ BODIES: dict[str, Any] = {
     "Project": {"name": SECRET, "spec": {"members": {f"uid:{BOB}": "owner"}}},
     "MergePatch": {"meta": {"labels": {"mine": "now"}}},
     "NewName": {"name": "mine"},
+    "CloneRequest": {"names": ["mine"]},
+    "RestoreRequest": {"snapshot": "attic.attic"},
+    "Snapshot": {"name": "attic.attic", "project": SECRET, "spec": {"machine": SECRET}},
 }
 OPEN = {"create_project"}
 """Names of projects are one namespace: whoever makes one learns whether the name is taken, as with user names anywhere."""
@@ -61,6 +65,9 @@ async def world_with(*, secret: bool) -> AsyncIterator[World]:
             w.call("POST", "/v1/projects", {"name": SECRET if secret else "cellar"}, uid=ALICE),
             w.put(Machine(name=SECRET, project=SECRET if secret else "cellar", spec=MachineSpec(image="tiny"))),
             w.put(Image(name=SECRET, project=SECRET if secret else "cellar", spec=ImageSpec(upload=True))),
+            w.put(
+                Snapshot(name="attic.attic", project=SECRET if secret else "cellar", spec=SnapshotSpec(machine=SECRET))
+            ),
             w.put(Event(name=SECRET, project=SECRET if secret else "cellar", spec=spec)),
         ]
         for writing in made:
@@ -72,7 +79,9 @@ async def world_with(*, secret: bool) -> AsyncIterator[World]:
 async def answer(w: World, route: Route) -> Reply:
     """What Bob is told."""
     path = (
-        route.path.replace("{project}", SECRET).replace("{name}", SECRET)
+        route.path.replace("{project}", SECRET).replace(
+            "{name}", "attic.attic" if "snapshots" in route.path else SECRET
+        )
         + "?"
         + QUERIES.get(route.name, f"project={SECRET}")
     )
@@ -105,7 +114,7 @@ async def test_a_foreign_object_can_not_be_told_from_a_missing_one(route: Route)
 @pytest.mark.parametrize(
     "query", ["project=all", f"project={SECRET}", "project=default", "project=all&label=x", "project=all&limit=1"]
 )
-@pytest.mark.parametrize("plural", ["machines", "images", "events", "projects", "nodes"])
+@pytest.mark.parametrize("plural", ["machines", "images", "snapshots", "events", "projects", "nodes"])
 async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> None:
     async with world_with(secret=True) as there, world_with(secret=False) as absent:
         path = f"/v1/{plural}?{query}"
@@ -115,7 +124,7 @@ async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> 
 
 
 @pytest.mark.fault(79)
-@pytest.mark.parametrize("kind", ["machine", "image", "event", "project"])
+@pytest.mark.parametrize("kind", ["machine", "image", "snapshot", "event", "project"])
 async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) -> None:
     async with world_with(secret=True) as w:
         heard = b""
@@ -130,7 +139,8 @@ async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) 
                     "POST", "/v1/images", {"name": "last", "project": "bob", "spec": {"upload": True}}, uid=BOB
                 )
                 await w.call("POST", "/v1/projects", {"name": "last"}, uid=BOB)
-            if b'"name":"last"' in chunk or kind == "event":
+                await w.put(Snapshot(name="last.last", project="bob", spec=SnapshotSpec(machine="last")))
+            if b'"name":"last' in chunk or kind == "event":
                 break
     assert SECRET.encode() not in heard
 

@@ -115,7 +115,7 @@ async def test_a_patch_of_anything_else_is_refused(patch: dict[str, Any]) -> Non
 async def test_a_patch_survives_the_reconciler_writing_between() -> None:
     calls = 0
 
-    async def admit(after: Any, before: Any) -> Any:
+    async def admit(after: Any, before: Any, besides: Any = ()) -> Any:
         nonlocal calls
         calls += 1
         if before is not None and calls == 2:
@@ -246,7 +246,7 @@ async def test_a_project_with_something_in_it_stays() -> None:
 async def test_quota_checks_of_one_project_do_not_overlap() -> None:
     inside = most = 0
 
-    async def admit(after: Any, before: Any) -> Any:
+    async def admit(after: Any, before: Any, besides: Any = ()) -> Any:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
@@ -288,7 +288,7 @@ async def test_metrics_count_by_route_and_belong_to_admins() -> None:
 
 
 async def test_unknown_routes_and_broken_handlers_have_the_same_shape_of_error() -> None:
-    async def admit(after: Any, before: Any) -> Any:
+    async def admit(after: Any, before: Any, besides: Any = ()) -> Any:
         raise ZeroDivisionError("insides")
 
     async with world(admit) as w:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from roost.model.machine import Machine, MachineSpec
+from roost.model.snapshot import Snapshot, SnapshotSpec, SnapshotStatus
 from tests.unit.api.world import ALICE, BOB, VIEWER, World, machine, world
 
 
@@ -84,3 +85,22 @@ async def test_a_wrong_watch_is_refused() -> None:
     async with world() as w:
         assert (await w.call("GET", "/v1/watch?kind=machine&project=alice&since=x")).status == 400
         assert (await w.call("GET", "/v1/watch?kind=ghost")).status == 404
+
+
+async def test_user_data_that_a_snapshot_keeps_is_not_for_viewers_either() -> None:
+    kept = SnapshotStatus(phase="ready", machine_spec=MachineSpec(image="tiny", user_data="#cloud-config"))
+    path = "/v1/snapshots/alice/web.ready"
+    async with world() as w:
+        await w.put(Snapshot(name="web.ready", project="alice", spec=SnapshotSpec(machine="web"), status=kept))
+        seen = [
+            (await w.call("GET", path, uid=uid)).json["status"]["machine_spec"]["user_data"] for uid in (ALICE, VIEWER)
+        ]
+        assert seen == ["#cloud-config", None]
+        assert b"#cloud-config" not in (await w.call("GET", "/v1/snapshots?project=alice", uid=VIEWER)).body
+        heard = b""
+        async for chunk in w.stream("GET", "/v1/watch?kind=snapshot&project=alice", uid=VIEWER):
+            heard += chunk
+            if b"event: synced" in chunk:
+                break
+        assert b"web.ready" in heard
+        assert b"#cloud-config" not in heard

@@ -17,16 +17,22 @@ from roost.api.app import create_app
 from roost.api.server import make_server
 from roost.api.services import Services
 from roost.build import build_id
+from roost.control.checkpoints import Checkpoints
 from roost.control.custody import Custody
 from roost.control.events import Recorder, now
 from roost.control.loop import Loop
-from roost.control.machines import Machines, World
+from roost.control.machines import Machines
+from roost.control.origins import Origins
 from roost.control.pictures import Pictures
 from roost.control.preparation import Prepared
 from roost.control.records import Records
+from roost.control.reservations import Reservations
+from roost.control.taking import Parts, Taker
+from roost.control.world import World
 from roost.errors import Conflict
 from roost.host.clock import SystemClock
 from roost.host.paths import Paths
+from roost.host.reserve import Reserve
 from roost.host.sockets import listen_unix
 from roost.hypervisor.base import Command, Session
 from roost.log import spawn_task
@@ -40,6 +46,7 @@ from roost.model.project import Project
 from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.hypervisor import FakeAgent, FakeConsole, FakeGuest, FakeHypervisor, FakeSession
+from tests.control_plane import FakeHouse, FakeLayers, FakeTemplates
 
 FACTS = HostFacts(arch="x86_64", kernel="6.1", boot="this-boot", cpus=2, memory=8 * GiB)
 MANIFEST = Manifest(
@@ -129,10 +136,8 @@ class Served:
         loop = Loop(store, clock)
         pictures = Pictures(store, "x86_64", lambda name, arch: name == "tiny", loop.wake)
         paths = Paths(self.directory / "state", self.directory / "run")
-        world = World(self.hypervisor, Pool(), pictures, paths, FACTS, clock, _emulated, lambda: 64 * GiB, _prepare)
         self.custody = Custody(self.hypervisor, paths, clock, FACTS.boot, loop.wake)
-        machines = Machines(Records(store), Recorder(store), self.custody, world, loop.wake_after)
-        loop.add("machines/", machines)
+        loop.add("machines/", self._machines(paths, loop, pictures))
         tasks = [spawn_task(loop.run(), "loop"), spawn_task(pictures.follow(), "pictures")]
         services = Services(
             store=store,
@@ -154,6 +159,30 @@ class Served:
         await loop.stop()
         for task in tasks:
             task.cancel()
+
+    def _machines(self, paths: Paths, loop: Loop, pictures: Pictures) -> Machines:
+        clock, records, layers, pool, house = SystemClock(), Records(self.store), FakeLayers(), Pool(), FakeHouse()
+        checkpoints = Checkpoints(paths, budget=GiB)
+        taker = Taker(Parts(self.custody, layers, pool, house, paths))
+        world = World(
+            hypervisor=self.hypervisor,
+            images=pool,
+            layers=layers,
+            house=house,
+            origins=Origins(records, checkpoints, taker, clock),
+            checkpoints=checkpoints,
+            taker=taker,
+            templates=FakeTemplates(),
+            pictures=pictures,
+            paths=paths,
+            facts=FACTS,
+            clock=clock,
+            verdict=_emulated,
+            reserve=Reserve(paths.reserve),
+            reservations=Reservations(clock, lambda: 64 * GiB, kept_back=0),
+            prepare=_prepare,
+        )
+        return Machines(records, Recorder(self.store), self.custody, world, loop.wake_after)
 
 
 class Echo(FakeConsole):

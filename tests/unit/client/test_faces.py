@@ -267,3 +267,19 @@ async def _launch_with_no_time(host: AsyncHost) -> None:
     machine = await host.machines.launch("tiny", "patient", wait=False)
     async with asyncio.timeout(0.02):
         await machine.wait_for(NEVER)
+
+
+def test_clones_of_a_running_machine_answer(host: roost.Host, web: roost.MachineHandle) -> None:
+    kids = [kid for kid in web.clone("kid", count=3) if isinstance(kid, roost.MachineHandle)]
+    assert [kid.run("echo", kid.name).check().stdout for kid in kids] == ["kid-1\n", "kid-2\n", "kid-3\n"]
+    assert {(kid.timing.path, kid.status.origin) for kid in kids} == {("clone", f"machine {web.name}")}
+    assert web.run("echo", "still here").check().stdout == "still here\n"
+    host.machines.delete("kid-1")
+
+
+def test_clones_of_a_stopped_machine_are_stopped(web: roost.MachineHandle) -> None:
+    web.stop()
+    (off,), (on,) = web.clone("off"), web.clone("on", start=True)
+    assert isinstance(off, roost.MachineHandle)
+    assert isinstance(on, roost.MachineHandle)
+    assert (off.status.phase, on.run("echo", "on").check().stdout) == ("stopped", "on\n")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from roost.client.progress import Until, paused, progress, running, stopped
+from roost.client.progress import Until, as_wished, paused, progress, restored, running, stopped
 from roost.errors import Conflict, NotFound, NotStarted, RoostError
-from roost.model.machine import Machine, MachineSpec, MachineStatus, Process
+from roost.model.machine import Machine, MachineSpec, MachineStatus, Process, Restore
 from roost.model.meta import Meta, Trouble
 
 PROCESS = Process(pid=1, start=1, uid=1, boot="b")
@@ -38,6 +39,48 @@ def test_a_failure_raises_the_error_that_was_kept() -> None:
     with pytest.raises(Conflict, match="no room") as caught:
         running.holds(machine("failed", power="stopped", error=trouble))
     assert caught.value.fix == "make room"
+
+
+@pytest.mark.parametrize("power", ["running", "paused", "stopped"])
+def test_a_copy_is_as_wished_when_it_is_on_or_off_as_its_spec_says(power: Any) -> None:
+    assert as_wished.holds(machine(power, power=power, agent="roost"))
+    assert not as_wished.holds(machine("preparing", power=power, agent="roost"))
+    assert not as_wished.holds(machine(power, power=power, agent="roost", generation=0))
+
+
+@pytest.mark.parametrize("phase", ["failed", "crashed"])
+def test_a_copy_that_could_not_be_made_raises_why(phase: Any) -> None:
+    with pytest.raises(Conflict):
+        as_wished.holds(machine(phase, power="stopped", error=Trouble(what="no room", code="conflict")))
+
+
+def restoring(phase: Any, restored: int, **more: Any) -> Machine:
+    found = machine(phase, restored=restored, agent="roost", **more)
+    return replace(found, spec=replace(found.spec, restore=Restore(snapshot="web.a", serial=2)))
+
+
+def test_a_restore_is_done_when_its_serial_is() -> None:
+    assert not restored.holds(restoring("running", 1))
+    assert not restored.holds(restoring("running", 2, generation=0))
+    assert restored.holds(restoring("running", 2))
+    assert restored.holds(restoring("stopped", 2, power="stopped"))
+
+
+def test_an_earlier_failure_says_nothing_about_a_restore() -> None:
+    assert not restored.holds(restoring("failed", 1, power="stopped", generation=0, error=Trouble(what="earlier")))
+
+
+def test_a_restore_that_was_refused_raises_why_though_the_machine_runs() -> None:
+    with pytest.raises(Conflict, match="not restored"):
+        restored.holds(restoring("running", 2, error=Trouble(what="web was not restored", code="conflict")))
+
+
+def test_each_of_several_has_its_own_outcome() -> None:
+    trouble = Trouble(what="no room", code="conflict")
+    until = Until(running, {"u": machine("pending"), "v": machine("failed", error=trouble)}, each=True)
+    assert (list(until.failures), until.done()) == (["v"], False)
+    until.gone("default", "web")
+    assert (list(until.failures), until.done()) == (["v", "u"], True)
 
 
 def test_a_machine_that_was_stopped_meanwhile_does_not_run() -> None:

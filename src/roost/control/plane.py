@@ -1,0 +1,242 @@
+"""The control plane of one host: all reconcilers and what they share, begun in order and ended in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol
+
+from roost import log
+from roost.control import housekeeping, snapshots, warm
+from roost.control.checkpoints import Checkpoints
+from roost.control.custody import Custody
+from roost.control.events import Recorder
+from roost.control.forecast import reserve
+from roost.control.housekeeping import Housekeeping
+from roost.control.images import ImageReconciler
+from roost.control.images import Parts as ImageParts
+from roost.control.images import Pool as ImagePool
+from roost.control.loop import Loop
+from roost.control.machines import Machines
+from roost.control.making import Workshop
+from roost.control.origins import Origins
+from roost.control.pictures import Pictures
+from roost.control.preparation import Prepared
+from roost.control.records import Records
+from roost.control.reservations import Reservations
+from roost.control.schedules import Schedules
+from roost.control.snapshots import Snapshots
+from roost.control.taking import Parts, Taker
+from roost.control.warm import Warm
+from roost.control.world import Pool as MachinePool
+from roost.control.world import World
+from roost.errors import NotFound
+from roost.host import memory, processes
+from roost.host.clock import Clock
+from roost.host.paths import Paths
+from roost.host.reserve import Reserve
+from roost.hypervisor.base import Hypervisor
+from roost.model.facts import HostFacts
+from roost.model.machine import Machine
+from roost.model.meta import Arch
+from roost.model.node import Verdict
+from roost.storage.layers import Layers
+from roost.storage.manifest import Manifest
+from roost.store.base import Store
+
+MACHINE_WORKERS = 64
+"""Machines worked on at once: a step may wait for a guest (its set-up, its end), and others must not wait with it."""
+
+SNAPSHOT_WORKERS = 8
+"""Snapshots written down at once."""
+
+
+class Pool(MachinePool, ImagePool, Protocol):
+    """What machines and images need of the image pool together."""
+
+
+class Engines(Protocol):
+    """What the control plane needs of this host's engines."""
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """What runs machines."""
+        ...
+
+    @property
+    def pool(self) -> Pool:
+        """What makes images."""
+        ...
+
+    @property
+    def layers(self) -> Layers:
+        """What the disks stand on."""
+        ...
+
+    @property
+    def known(self) -> Callable[[str, Arch], bool]:
+        """Whether there is a template of this name."""
+        ...
+
+    @property
+    def prepare(self) -> Callable[[Machine, Manifest], Awaitable[Prepared]]:
+        """What is made before a first start."""
+        ...
+
+
+class Here(NamedTuple):
+    """What the control plane is told of its host."""
+
+    store: Store
+    paths: Paths
+    facts: HostFacts
+    clock: Clock
+    verdict: Callable[[], Awaitable[Verdict]]
+    node: str
+
+
+class Plane(NamedTuple):
+    """The reconcilers, running."""
+
+    loop: Loop
+    custody: Custody
+    images: ImageReconciler
+    checkpoints: Checkpoints
+    layers: Layers
+    warm: Warm
+    schedules: Schedules
+    housekeeping: Housekeeping
+
+    def idle(self) -> bool:
+        """Whether nothing is being done."""
+        return self.loop.idle() and self.schedules.loop.idle() and self.housekeeping.idle() and not self.warm.busy
+
+
+async def begin(here: Here, engine: Engines, stack: AsyncExitStack) -> Plane:
+    """Put the control plane together and start it; `stack` stops it in order and lets the guests go on."""
+    shared = await _begin_shared(here, engine, stack)
+    loop, custody, clock = shared.loop, shared.custody, here.clock
+    common = shared.records, shared.recorder
+    house = Housekeeping(
+        *common, housekeeping.Parts(engine.layers, shared.checkpoints, here.paths, custody.guest, clock)
+    )
+    templates = await _begin_warm(here, engine, shared, house, stack)
+    taker = Taker(Parts(custody, engine.layers, engine.pool, house, here.paths))
+    images = ImageReconciler(
+        *common, ImageParts(engine.pool, here.facts.arch, _Stands(engine.layers, shared.checkpoints, templates))
+    )
+    schedules = Schedules(*common, clock, _wall)
+    plane = Plane(loop, custody, images, shared.checkpoints, engine.layers, templates, schedules, house)
+    world = _world(here, engine, shared, plane, taker)
+    means = snapshots.Means(custody.guest, taker, shared.checkpoints, house, clock, _wall)
+    loop.add("machines/", Machines(*common, custody, world, loop.wake_after), workers=MACHINE_WORKERS)
+    loop.add("images/", images)
+    loop.add("projects/", _Projects(here.store, templates))
+    loop.add("snapshots/", Snapshots(*common, means, loop.wake_after), workers=SNAPSHOT_WORKERS)
+    for name, work in (
+        ("reconcile loop", loop.run()),
+        ("images for machines", world.pictures.follow()),
+        ("schedules", schedules.loop.run()),
+        ("housekeeping", house.run()),
+    ):
+        stack.callback(log.spawn_task(work, name).cancel)
+    stack.push_async_callback(schedules.loop.stop)
+    stack.push_async_callback(loop.stop)
+    return plane
+
+
+class _Shared(NamedTuple):
+    """What several reconcilers use."""
+
+    records: Records
+    recorder: Recorder
+    custody: Custody
+    checkpoints: Checkpoints
+    places: Reservations
+    loop: Loop
+
+
+async def _begin_shared(here: Here, engine: Engines, stack: AsyncExitStack) -> _Shared:
+    """Also ends and removes what a killed daemon left and nobody owns, before anything else is begun."""
+    records, loop = Records(here.store), Loop(here.store, here.clock)
+    custody = Custody(engine.hypervisor, here.paths, here.clock, here.facts.boot, loop.wake)
+    stack.push_async_callback(custody.detach)
+    stack.push_async_callback(engine.hypervisor.close)
+    await engine.layers.sweep()
+    await custody.sweep(await records.machine_uids())
+    checkpoints = Checkpoints(here.paths, budget=here.facts.memory // 4)
+    await checkpoints.begin()
+    stack.callback(checkpoints.close)
+    places = Reservations(here.clock, memory.available, reserve(memory.total()))
+    stack.callback(places.close)
+    return _Shared(records, Recorder(here.store), custody, checkpoints, places, loop)
+
+
+def _world(here: Here, engine: Engines, shared: _Shared, plane: Plane, taker: Taker) -> World:
+    reserved = Reserve(here.paths.reserve)
+    reserved.hold()
+    return World(
+        hypervisor=engine.hypervisor,
+        images=engine.pool,
+        layers=engine.layers,
+        house=plane.housekeeping,
+        pictures=Pictures(here.store, here.facts.arch, engine.known, shared.loop.wake),
+        origins=Origins(shared.records, shared.checkpoints, taker, here.clock),
+        checkpoints=shared.checkpoints,
+        taker=taker,
+        templates=plane.warm,
+        paths=here.paths,
+        facts=here.facts,
+        clock=here.clock,
+        verdict=here.verdict,
+        reservations=shared.places,
+        reserve=reserved,
+        prepare=engine.prepare,
+        node=here.node,
+    )
+
+
+class _Projects:
+    """A project that is gone takes its templates along: another of its name must not find them."""
+
+    def __init__(self, store: Store, templates: Warm) -> None:
+        self._store = store
+        self._templates = templates
+
+    async def reconcile(self, key: str) -> None:
+        """Nothing, while the project is there."""
+        try:
+            await self._store.get(key)
+        except NotFound:
+            await self._templates.forget_project(key.rpartition("/")[2])
+
+
+class _Stands:
+    """What stands on images besides machines: the layers of their disks, and warm templates, which make way."""
+
+    def __init__(self, layers: Layers, checkpoints: Checkpoints, templates: Warm) -> None:
+        self._layers = layers
+        self._checkpoints = checkpoints
+        self.forget_image = templates.forget_image
+
+    def images(self) -> set[str]:
+        """The digests that a layer, a machine's disk or a snapshot stands on."""
+        return self._layers.images() | {kept.traits.image for kept in self._checkpoints.kept("snapshot").values()}
+
+
+async def _begin_warm(here: Here, engine: Engines, shared: _Shared, house: Housekeeping, stack: AsyncExitStack) -> Warm:
+    workshop = Workshop(engine.hypervisor, engine.layers, here.paths, here.clock, shared.places, processes.cpu_seconds)
+
+    def has_image(digest: str) -> bool:
+        return engine.pool.find(digest) is not None
+
+    made = Warm(warm.Parts(shared.checkpoints, workshop, has_image, shared.loop.wake, house.changed))
+    shared.checkpoints.count(made.roots)
+    await made.begin()
+    stack.push_async_callback(made.close)
+    return made
+
+
+def _wall() -> datetime:
+    return datetime.now(UTC)
