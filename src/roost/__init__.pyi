@@ -1,9 +1,11 @@
 from roost.client.aio.host import AsyncHost as AsyncHost
 from roost.client.aio.host import connect_async as connect_async
 from roost.client.aio.machines import AsyncMachineHandle as AsyncMachineHandle
+from roost.client.aio.machines import AsyncSnapshotHandle as AsyncSnapshotHandle
 from roost.client.blocking.host import Host as Host
 from roost.client.blocking.host import connect as connect
 from roost.client.blocking.machines import MachineHandle as MachineHandle
+from roost.client.blocking.machines import SnapshotHandle as SnapshotHandle
 from roost.client.results import Completed as Completed
 from roost.client.results import Output as Output
 from roost.errors import CommandFailed as CommandFailed
@@ -23,11 +25,17 @@ from roost.model.machine import Machine as Machine
 from roost.model.machine import MachineSpec as MachineSpec
 from roost.model.machine import MachineStatus as MachineStatus
 from roost.model.machine import Publish as Publish
+from roost.model.machine import Restore as Restore
+from roost.model.machine import Schedule as Schedule
+from roost.model.machine import Source as Source
 from roost.model.machine import Timing as Timing
 from roost.model.machine import User as User
 from roost.model.node import Node as Node
 from roost.model.project import Project as Project
 from roost.model.project import ProjectSpec as ProjectSpec
 from roost.model.project import Quota as Quota
+from roost.model.snapshot import Snapshot as Snapshot
+from roost.model.snapshot import SnapshotSpec as SnapshotSpec
+from roost.model.snapshot import SnapshotStatus as SnapshotStatus
 
 __version__: str

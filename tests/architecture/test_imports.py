@@ -34,6 +34,7 @@ PATH_IO = {
 DOORS = {
     "apsw": (),
     "asyncssh": ("roost.hypervisor.sshagent",),
+    "cryptography": ("roost.hypervisor.hostkeys",),
     "h11": ("roost.api.server", "roost.client", "roost.storage.fetch"),
     "litestar": ("roost.api", "roost.daemon"),
     "msgspec": ("roost",),

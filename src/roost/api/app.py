@@ -10,9 +10,9 @@ change. `spec.user_data` of a machine is shown (not null) to owners, operators a
     GET    /v1/version                            {"version", "build", "api": "v1", "pid", "uid", "node", "principal", "admin"}
     GET    /metrics                               Prometheus text; admins only
     GET    /openapi.json                          OpenAPI 3.1
-    GET    /v1/doctor?area=jail|host              report (JSON); admins only
+    GET    /v1/doctor?area=host|jail|storage        report (JSON); admins only
 
-PLURAL is projects, machines, images, nodes or events; PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
+PLURAL is projects, machines, images, snapshots, nodes or events; PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
     GET    /v1/PLURAL?project=P|all&label=k=v&limit=500&continue=TOKEN
                                                   {"items": [OBJECT...], "revision": N, "continue": TOKEN or null}, in order of project and
                                                   name; `project` defaults to "default", `all` is everything the caller may see; label may be
@@ -21,9 +21,16 @@ PLURAL is projects, machines, images, nodes or events; PLACE is NAME for project
     POST   /v1/PLURAL                             201 OBJECT; body {"kind"?, "project"?, "name", "meta": {"labels"}?, "spec"}
     PUT    /v1/PLURAL/PLACE                       200 OBJECT; the whole object; a `meta.revision` other than 0 must be the current one
     PATCH  /v1/PLURAL/PLACE                       200 OBJECT; JSON merge patch (RFC 7396) of {"spec": .., "meta": {"labels": .., "revision": N?}}
-    DELETE /v1/PLURAL/PLACE                       202 OBJECT with `meta.deleting` set (machines, images: a watch tells when it is gone),
+    DELETE /v1/PLURAL/PLACE                       202 OBJECT with `meta.deleting` set (machines, images, snapshots: a watch tells when it is gone),
                                                   200 OBJECT as it was (projects); again: 202 while it goes, then 404
     POST   /v1/machines/PROJECT/NAME/rename       200 OBJECT; body {"name": NEW}
+    POST   /v1/machines/PROJECT/NAME/restore      200 OBJECT; body {"snapshot": "NAME.SNAP", "memory"?: bool}; 409 for a snapshot of another machine
+    POST   /v1/machines|snapshots/PROJECT/NAME/clone
+                                                  200 {"items": [{"name", "machine": OBJECT} | {"name", "error": {..}}...]}; body {"names":
+                                                  [NEW...], "keep_identity"?, "start"?, "memory"?: bool}; one outcome for each name, in their order
+                                                  (a name that is taken or over quota stops only itself); all that are made are one commit, and
+                                                  copies of one instant
+A snapshot is called MACHINE.SNAP, MACHINE being its `spec.machine` when it is made; only `expires` and labels of it change.
 Nodes and events are read-only (405). A write may carry `status` and the rest of `meta` only as they stand (PUT what GET gave) or as their
 defaults: anything else is Invalid. A PUT or PATCH that changes nothing writes nothing.
 
@@ -72,9 +79,11 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 
 from roost.api import openapi
 from roost.api.access import Gate, principal_of
+from roost.api.clones import Clones
+from roost.api.commits import Commits
 from roost.api.metrics import CONTENT_TYPE, Metrics
 from roost.api.resources import Resources
-from roost.api.routes import Query, Route, object_routes, stream_routes
+from roost.api.routes import Query, Route, clone_routes, object_routes, stream_routes
 from roost.api.services import Services
 from roost.api.sessions import Channel, Sessions
 from roost.api.streams import Streams
@@ -98,12 +107,15 @@ class Api:
         self.services = services
         self.view = View(services.store)
         self._gate = Gate(self.view)
-        resources = Resources(services, self.view, self._gate)
+        commits = Commits(services.store, self.view)
+        resources = Resources(services, self.view, self._gate, commits)
+        clones = Clones(services, self.view, self._gate, resources, commits)
         streams = Streams(services, self.view, self._gate, resources)
         self.metrics = Metrics(self.view, services.gauges)
         self.routes = [
             *self._own_routes(),
             *object_routes(resources),
+            *clone_routes(clones),
             *stream_routes(resources, streams, Sessions(streams)),
         ]
         self._document = codec.encode(openapi.document(self.routes, services.build.partition("+")[0]))
@@ -114,7 +126,7 @@ class Api:
         return Call(connection.scope, connection.receive, principal)
 
     def _own_routes(self) -> list[Route]:
-        area = (Query("area", "jail or host"),)
+        area = (Query("area", "host, jail or storage"),)
         return [
             Route("GET", "/healthz", "healthz", "Whether the daemon serves.", self._healthz),
             Route("GET", "/v1/version", "version", "What runs here, and who the caller is.", self._version),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from roost.api.children import Children, CloneRequest, RestoreRequest
 from roost.api.resources import NewName
 from roost.api.routes import Query, Route
 from roost.api.sessions import Control, ExecRequest
@@ -38,7 +39,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    types = (*(kind.type for kind in KINDS), NewName, ExecRequest, Control)
+    types = (*(kind.type for kind in KINDS), NewName, CloneRequest, RestoreRequest, Children, ExecRequest, Control)
     schemas = dict(codec.schema(types))
     for kind in KINDS:
         name = kind.type.__name__

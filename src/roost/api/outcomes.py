@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from roost.api.view import stamp
+from roost.api.children import Children, stamped
 from roost.api.wire import Answer, Call, compact
 from roost.errors import Conflict, Invalid, NotFound, Problem
 from roost.model import codec
@@ -16,17 +16,18 @@ from roost.store.base import Store, Write
 
 KEEP = 24 * 3600.0
 """Seconds an outcome is kept."""
+CLONES = "clones"
+"""What stands for a kind where several machines were made at once."""
 _SPAN = 3600.0
 """Outcomes of one hour share a lease, so that a busy host does not hold one lease a write."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a write answered. `revision` 0: that of the commit which stored this. `body` is the object then."""
+    """What a write answered. `kind` is that of the object in `body`, or CLONES. Revisions of 0 in it: that of the commit which stored this."""
 
     fingerprint: str
     status: int
     kind: str
-    revision: int
     body: msgspec.Raw
 
 
@@ -53,20 +54,21 @@ class Outcomes:
                 "its Idempotency-Key was used for another request",
                 "use a fresh key for each request",
             )
-        then = codec.stored(bytes(outcome.body), find(outcome.kind).type)
-        answer = codec.encode(stamp(then, outcome.revision or entry.revision))
+        type_: type[Object | Children] = Children if outcome.kind == CLONES else find(outcome.kind).type
+        answer = codec.encode(stamped(codec.stored(bytes(outcome.body), type_), entry.revision))
         return Answer(answer, outcome.status, headers=[(b"idempotency-replayed", b"true")])
 
-    async def record(self, call: Call, body: bytes, status: int, outcome: Object, now: float) -> tuple[Write, ...]:
+    async def record(
+        self, call: Call, body: bytes, status: int, outcome: Object | Children, now: float
+    ) -> tuple[Write, ...]:
         """The write that remembers this outcome, to go into the same commit; nothing without a key."""
         key = key_of(call)
         if key is None:
             return ()
         if self._lease is None or self._lease[1] <= now:
             self._lease = (await self._store.grant(KEEP + _SPAN), now + _SPAN)
-        stored = Outcome(
-            fingerprint(call, body), status, outcome.kind, outcome.meta.revision, msgspec.Raw(codec.encode(outcome))
-        )
+        kind = CLONES if isinstance(outcome, Children) else outcome.kind
+        stored = Outcome(fingerprint(call, body), status, kind, msgspec.Raw(codec.encode(outcome)))
         return (Write(key, codec.encode(stored), expect=0, lease=self._lease[0]),)
 
 

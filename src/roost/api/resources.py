@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import msgspec
 
 from roost.api.access import Gate, creator_becomes_owner, missing
-from roost.api.locks import Locks
-from roost.api.outcomes import Outcomes
+from roost.api.commits import Change, Commits
 from roost.api.services import Services
 from roost.api.view import Item, View, load, stamp
 from roost.api.wire import Answer, Call, document, merge
+from roost.control.clones import check_snapshot
 from roost.errors import Conflict, Forbidden, Invalid, NotFound, Problem
-from roost.host import failpoints
-from roost.log import get
 from roost.model import codec
 from roost.model.access import Principal, Verb
 from roost.model.kinds import BY_NAME, KINDS, Kind, Object, key_of, prefix_of
 from roost.model.machine import Machine
 from roost.model.meta import Meta, Struct
 from roost.model.project import Project
+from roost.model.snapshot import Snapshot
 from roost.store.base import Write
 
-_log = get(__name__)
 PAGE = 500
 """Objects in a page of a list, unless the caller wants fewer."""
-ATTEMPTS = 20
-"""How often a write is tried again because another came between."""
 PERMANENT = frozenset({"default", "system"})
 """Projects that can not be deleted."""
 _PROJECT = BY_NAME["project"]
 _MACHINE = BY_NAME["machine"]
-
-
-class Change(NamedTuple):
-    """A decided write: the answer's status, the object after it, and what to commit (nothing when nothing differs)."""
-
-    status: int
-    after: Object
-    writes: tuple[Write, ...] = ()
+_SNAPSHOT = BY_NAME["snapshot"]
 
 
 class NewName(Struct, frozen=True, kw_only=True):
@@ -51,18 +39,14 @@ class NewName(Struct, frozen=True, kw_only=True):
     name: str
 
 
-Decide = Callable[[], Awaitable[Change]]
-
-
 class Resources:
     """The verbs on objects. Every method takes a call and gives the answer, or raises one of Roost's errors."""
 
-    def __init__(self, services: Services, view: View, gate: Gate) -> None:
+    def __init__(self, services: Services, view: View, gate: Gate, commits: Commits) -> None:
         self._services = services
         self._view = view
         self._gate = gate
-        self._outcomes = Outcomes(services.store)
-        self._locks = Locks()
+        self._commits = commits
 
     async def get(self, call: Call, kind: Kind) -> Answer:
         """One object."""
@@ -116,7 +100,7 @@ class Resources:
         """A new object."""
         body = await call.body()
         data = document(body)
-        if (replayed := await self._outcomes.replay(call, body)) is not None:
+        if (replayed := await self._commits.replay(call, body)) is not None:
             return replayed
         project, name = _place(data, kind)
         self._gate.check(call.principal, "create", kind, project)
@@ -133,12 +117,12 @@ class Resources:
         async def decide() -> Change:
             key = key_of(kind, project, name)
             if self._view.get(key) is not None:
-                raise _taken(kind, project, name)
-            admitted = await self._services.admit(new, None)
+                raise taken(kind, project, name)
+            admitted = await self.admit(new, None)
             return Change(201, admitted, (Write(key, codec.encode(admitted), expect=0),))
 
-        with self._locks.entering(project):
-            return await self._carry_out(call, body, decide, project)
+        with self._commits.entering(project):
+            return await self._commits.carry_out(call, body, decide, project)
 
     async def replace(self, call: Call, kind: Kind) -> Answer:
         """The whole object anew: spec and labels."""
@@ -173,7 +157,7 @@ class Resources:
     async def _change(
         self, call: Call, kind: Kind, body: bytes, apply: Callable[[Object], tuple[Object, int]]
     ) -> Answer:
-        if (replayed := await self._outcomes.replay(call, body)) is not None:
+        if (replayed := await self._commits.replay(call, body)) is not None:
             return replayed
 
         async def decide() -> Change:
@@ -185,11 +169,26 @@ class Resources:
             self._gate.check_reserved(call.principal, after, before)
             if after == before:
                 return Change(200, before)
-            return self._changed(kind, before, await self._services.admit(after, before))
+            return self.changed(kind, before, await self.admit(after, before))
 
-        return await self._carry_out(call, body, decide, call.project if kind.scoped else call.name)
+        return await self._commits.carry_out(call, body, decide, call.project if kind.scoped else call.name)
 
-    def _changed(self, kind: Kind, before: Object, after: Object) -> Change:
+    async def admit(self, after: Object, before: Object | None, besides: Sequence[Object] = ()) -> Object:
+        """The object to store, `besides` others that the same commit makes. Raises what keeps it from being stored."""
+        if isinstance(after, Snapshot):
+            old = before if isinstance(before, Snapshot) else None
+            check_snapshot(after, old, await self._machine(after.project, after.spec.machine))
+        return await self._services.admit(after, before, besides)
+
+    async def _machine(self, project: str, name: str) -> Machine | None:
+        try:
+            entry = await self._services.store.get(key_of(_MACHINE, project, name))
+        except NotFound:
+            return None
+        return cast("Machine", load(_MACHINE, entry))
+
+    def changed(self, kind: Kind, before: Object, after: Object) -> Change:
+        """The write that makes `after` of `before`."""
         if after.spec != before.spec:
             after = _with(after, meta=_with(after.meta, generation=before.meta.generation + 1))
         after = stamp(after, 0)
@@ -198,7 +197,7 @@ class Resources:
 
     async def delete(self, call: Call, kind: Kind) -> Answer:
         """Mark for deletion what a reconciler must clean up; remove the rest at once."""
-        if (replayed := await self._outcomes.replay(call, b"")) is not None:
+        if (replayed := await self._commits.replay(call, b"")) is not None:
             return replayed
         if not kind.scoped:
             return await self._delete_project(call)
@@ -211,7 +210,7 @@ class Resources:
             key = key_of(kind, call.project, call.name)
             return Change(202, after, (Write(key, codec.encode(after), expect=before.meta.revision),))
 
-        return await self._carry_out(call, b"", decide, call.project)
+        return await self._commits.carry_out(call, b"", decide, call.project)
 
     async def _delete_project(self, call: Call) -> Answer:
         await self.read(call, _PROJECT, "delete")
@@ -229,17 +228,17 @@ class Resources:
             if inside:
                 listed = ", ".join(inside[:20]) + (f" and {len(inside) - 20} more" if len(inside) > 20 else "")
                 what = f'project "{call.name}" was not deleted'
-                raise Conflict(what, f"it holds {listed}", f"roost delete --all --project {call.name}")
+                raise Conflict(what, f"it holds {listed}", _emptying(call.name, inside))
             return Change(200, before, (Write(key_of(_PROJECT, "", call.name), None, expect=before.meta.revision),))
 
-        with self._locks.closing(call.name):
-            return await self._carry_out(call, b"", decide, call.name)
+        with self._commits.closing(call.name):
+            return await self._commits.carry_out(call, b"", decide, call.name)
 
     async def rename(self, call: Call, kind: Kind) -> Answer:
         """Another name for the same object: one commit."""
         body = await call.body()
         data = document(body)
-        if (replayed := await self._outcomes.replay(call, body)) is not None:
+        if (replayed := await self._commits.replay(call, body)) is not None:
             return replayed
         await self.read(call, kind, "update")
         name = codec.decode(data, NewName, f'{kind.name} "{call.name}" was not renamed').name
@@ -253,17 +252,21 @@ class Resources:
             if before.meta.deleting is not None:
                 raise Conflict(f'{kind.name} "{call.name}" was not renamed', "it is being deleted")
             if self._view.get(new) is not None:
-                raise _taken(kind, call.project, name)
+                raise taken(kind, call.project, name)
             after = stamp(_with(before, name=name), 0)
             return Change(
                 200, after, (Write(old, None, expect=before.meta.revision), Write(new, codec.encode(after), expect=0))
             )
 
-        return await self._carry_out(call, body, decide, call.project)
+        return await self._commits.carry_out(call, body, decide, call.project)
 
     async def read(self, call: Call, kind: Kind, verb: Verb) -> Object:
         """The object the path names. Raises NotFound, also for what the caller may not see, and Forbidden."""
-        project, name = (call.project if kind.scoped else call.name)[:200], call.name[:200]
+        return await self.find(call, kind, verb, call.project if kind.scoped else call.name, call.name)
+
+    async def find(self, call: Call, kind: Kind, verb: Verb, project: str, name: str) -> Object:
+        """The object of that project and name, as `read` gives it."""
+        project, name = project[:200], name[:200]
         try:
             entry = await self._services.store.get(key_of(kind, project, name))
         except NotFound:
@@ -271,52 +274,29 @@ class Resources:
         self._gate.check(call.principal, verb, kind, project, name)
         return load(kind, entry)
 
-    async def _carry_out(self, call: Call, body: bytes, decide: Decide, project: str) -> Answer:
-        """Decide and commit, again when another write came between. The outcome and the object are one commit."""
-        async with self._locks.deciding(project, limited=self._view.limited(project)):
-            for _ in range(ATTEMPTS):
-                change = await decide()
-                record = await self._outcomes.record(call, body, change.status, change.after, time.monotonic())
-                await failpoints.reach("api.before-commit")
-                try:
-                    revision = await self._commit(change.writes + record)
-                except Conflict:
-                    if (replayed := await self._outcomes.replay(call, body)) is not None:
-                        return replayed
-                    continue
-                await failpoints.reach("api.after-commit")
-                if change.writes:
-                    self._tell(call, change.after, revision)
-                return Answer(codec.encode(stamp(change.after, change.after.meta.revision or revision)), change.status)
-        raise Conflict("the request was not carried out", f"{ATTEMPTS} other writes came between", "try again")
-
-    async def _commit(self, writes: tuple[Write, ...]) -> int:
-        if not writes:
-            return 0
-        revision = await self._services.store.commit(writes)
-        for write in writes:
-            self._view.apply(write.key, write.value, revision)
-        return revision
-
-    def _tell(self, call: Call, after: Object, revision: int) -> None:
-        """One line a write; never a spec, which may hold secrets."""
-        kind = BY_NAME[after.kind]
-        key = key_of(kind, after.project, after.name)
-        _log.info(
-            "written", method=call.method, object=key, uid=after.meta.uid, by=call.principal.name, revision=revision
-        )
-
 
 def shown(gate: Gate, principal: Principal, project: str, kind: Kind, body: bytes) -> bytes:
     """An object's JSON without what only those who may change it may read."""
-    if kind is not _MACHINE or gate.shows_secrets(principal, project):
+    if kind not in (_MACHINE, _SNAPSHOT) or gate.shows_secrets(principal, project):
         return body
-    machine = codec.stored(body, Machine)
-    return codec.encode(_with(machine, spec=_with(machine.spec, user_data=None)))
+    thing: Object = codec.stored(body, kind.type)
+    if isinstance(thing, Snapshot) and thing.status.machine_spec is not None:
+        kept = _with(thing.status.machine_spec, user_data=None)
+        return codec.encode(_with(thing, status=_with(thing.status, machine_spec=kept)))
+    return codec.encode(_with(thing, spec=_with(thing.spec, user_data=None))) if kind is _MACHINE else body
 
 
 def _with(value: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(value, **changes)
+
+
+def _emptying(project: str, inside: Sequence[str]) -> str:
+    """The next command towards an empty project that holds these keys: its machines first, then the rest, a kind at a time."""
+    plural = inside[0].partition("/")[0]
+    if any(key.startswith("machines/") for key in inside):
+        return f"roost delete --all --project {project}"
+    names = [key.rpartition("/")[2] for key in inside if key.startswith(f"{plural}/")]
+    return f"roost delete {BY_NAME[plural].name} {' '.join(names[:20])} --project {project}"
 
 
 def _place(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
@@ -367,6 +347,8 @@ def _label_problems(labels: dict[str, str]) -> list[Problem]:
 
 
 def _bad_name(kind: Kind, name: str) -> Problem:
+    if kind.name == "snapshot":
+        return Problem("name", f"{name[:80]!r} is not a name: the machine's, a dot, and its own, as in web.ready")
     allowed = (
         "small letters, digits, '.', ':', '_' and '-'" if kind.name == "image" else "small letters, digits and '-'"
     )
@@ -418,7 +400,8 @@ def _check_patch(data: dict[str, Any]) -> int:
     return cast("int", revision)
 
 
-def _taken(kind: Kind, project: str, name: str) -> Conflict:
+def taken(kind: Kind, project: str, name: str) -> Conflict:
+    """The error for a name that something has already."""
     where = f' in project "{project}"' if kind.scoped else ""
     return Conflict(
         f'{kind.name} "{name}" exists already{where}',

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from litestar.types import ASGIApp
 
+from roost.api.children import Children, CloneRequest, RestoreRequest
+from roost.api.clones import Clones
 from roost.api.resources import NewName, Resources
 from roost.api.sessions import Channel, ExecRequest, Sessions
 from roost.api.streams import Streams
@@ -94,6 +96,26 @@ def _kind_routes(kind: Kind, resources: Resources) -> list[Route]:
 def object_routes(resources: Resources) -> list[Route]:
     """The routes of all kinds."""
     return [route for kind in KINDS for route in _kind_routes(kind, resources)]
+
+
+def clone_routes(clones: Clones) -> list[Route]:
+    """What makes machines from others."""
+    kinds = {kind.name: kind for kind in KINDS}
+    machine, place = kinds["machine"], "/v1/{}/{{project}}/{{name}}/{}"
+
+    def route(plural: str, tail: str, verb: Verb, do: HttpHandler) -> Route:
+        return Route(
+            "POST", place.format(plural, tail), do.__name__, (do.__doc__ or "").strip(), do, None, verb, machine
+        )
+
+    words: dict[str, Any] = {"takes": CloneRequest.__name__, "gives": Children.__name__}
+    return [
+        route("machines", "clone", "create", clones.clone_machine)._replace(**words),
+        route("snapshots", "clone", "create", clones.clone_snapshot)._replace(**words),
+        route("machines", "restore", "update", clones.restore_machine)._replace(
+            takes=RestoreRequest.__name__, gives="Machine"
+        ),
+    ]
 
 
 def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) -> list[Route]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,9 +43,17 @@ class Gauge(Protocol):
     def __call__(self) -> float: ...
 
 
-async def admit_all(after: Object, before: Object | None) -> Object:
+class Admit(Protocol):
+    """The kind-specific rules of the daemon."""
+
+    async def __call__(self, after: Object, before: Object | None, besides: Sequence[Object] = ()) -> Object:
+        """The object to store; see Services."""
+        ...
+
+
+async def admit_all(after: Object, before: Object | None, besides: Sequence[Object] = ()) -> Object:
     """The hook of a daemon without kind-specific rules: everything that decodes is admitted."""
-    del before
+    del before, besides
     return after
 
 
@@ -58,8 +66,9 @@ async def no_report(area: str) -> Mapping[str, Any]:
 class Services:
     """Everything the API is built from.
 
-    `admit(after, before)` is asked before every commit of a create (`before` None) or change; it returns the object to store or
-    raises Invalid, Conflict, QuotaExceeded. `owner` is the daemon's uid. `now` is the time as objects write it.
+    `admit(after, before, besides)` is asked before every commit of a create (`before` None) or change; `besides` are further objects of
+    the same commit. It returns the object to store or raises Invalid, Conflict, QuotaExceeded. `owner` is the daemon's uid. `now` is
+    the time as objects write it.
     """
 
     store: Store
@@ -69,6 +78,6 @@ class Services:
     owner: int
     node: str
     build: str
-    admit: Callable[[Object, Object | None], Awaitable[Object]] = admit_all
+    admit: Admit = admit_all
     doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
     gauges: Iterable[tuple[str, str, Gauge]] = ()

@@ -100,40 +100,37 @@ _OF_KIND = {
     "image show": "image", "image delete": "image", "template delete": "image", "template publish": "image",
     "project delete": "project", "project grant": "project", "project revoke": "project",
 }  # fmt: skip
-_MACHINE = frozenset(
-    (
-        "show",
-        "start",
-        "stop",
-        "restart",
-        "pause",
-        "resume",
-        "rename",
-        "delete",
-        "exec",
-        "shell",
-        "console",
-        "copy",
-        "logs",
-        "events",
-    )
-)
+_MACHINE = {
+    "show", "start", "stop", "restart", "pause", "resume", "rename", "delete", "exec", "shell", "console", "copy", "logs", "events",
+    "snapshot", "snapshots",
+}  # fmt: skip
+_WORDS = {"doctor": ["jail", "storage"], "completion": list(SCRIPTS)}
 
 
 def _names(context: Context, verb: str, rest: list[str]) -> list[str]:
-    if verb in ("get", "edit"):
-        if not rest or rest[0] not in KINDS:
-            return list(KINDS)
-        return _list(context, rest[0])
+    if verb in _WORDS:
+        return _WORDS[verb]
+    if verb in ("get", "edit") and (not rest or rest[0] not in KINDS):
+        return list(KINDS)
     if verb == "launch":
         return ["tiny", "debian:12", "debian:13", *_list(context, "image")]
-    if verb == "doctor":
-        return ["jail"]
-    if verb == "completion":
-        return list(SCRIPTS)
-    kind = "machine" if verb in _MACHINE else _OF_KIND.get(verb)
+    if verb in ("clone", "restore"):
+        return _copyable(context, verb, rest)
+    named = verb in ("get", "edit", "delete") and rest and rest[0] in KINDS
+    kind = rest[0] if named else "machine" if verb in _MACHINE else _OF_KIND.get(verb)
     names = _list(context, kind) if kind else []
     return [f"{name}:" for name in names] if verb == "copy" else [name for name in names if name not in rest]
+
+
+def _copyable(context: Context, verb: str, rest: list[str]) -> list[str]:
+    """What can be cloned; a machine to be restored, then its snapshots. Further words are new names."""
+    words = [word for word in rest if not word.startswith("-")]
+    if verb == "clone":
+        return [] if words else [*_list(context, "machine"), *_list(context, "snapshot")]
+    if not words:
+        return _list(context, "machine")
+    parts = [name.partition(".") for name in _list(context, "snapshot")]
+    return [own for machine, _, own in parts if machine == words[0]]
 
 
 def _list(context: Context, kind: str) -> list[str]:

@@ -84,7 +84,7 @@ def _print(outcome: Outcome) -> None:
 
 
 def _edit_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("kind", metavar="KIND", help="machine, image or project")
+    parser.add_argument("kind", metavar="KIND", help="machine, image, snapshot or project")
     parser.add_argument("name", metavar="NAME")
 
 

@@ -16,7 +16,7 @@ from roost.model.kinds import BY_NAME, Object
 
 def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="machines; or a kind and names, as in: image debian:12"
+        "names", metavar="NAME", nargs="*", help="machines; or a kind and names, as in: snapshot web.ready"
     )
     parser.add_argument("--all", action="store_true", help="all machines of the project (asks first)")
     parser.add_argument("--ignore-missing", action="store_true", help="it is fine when it does not exist")
@@ -57,6 +57,8 @@ def delete(context: Context, kind: str, names: list[str], given: Namespace) -> i
 
 COMMANDS = {
     "delete": Command(
-        _arguments, _delete, "roost delete web db\nroost delete --all --yes\nroost delete image debian:12"
+        _arguments,
+        _delete,
+        "roost delete web db\nroost delete --all --yes\nroost delete image debian:12\nroost delete snapshot web.ready",
     )
 }

@@ -1,4 +1,4 @@
-"""The verb doctor: what this host lacks, without a daemon; `doctor jail` tries to break out of a real jail."""
+"""The verb doctor: what this host lacks, without a daemon; `doctor jail` tries to break out of a real jail, `doctor storage` reads every disk."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from roost.config import load
 from roost.errors import RoostError, Unavailable
 from roost.host import doctor
 
-PATIENCE = 180.0
-"""Seconds that the attempts may take together."""
+PATIENCE = {"jail": 180.0, "storage": 6 * 3600.0}
+"""Seconds that an examination may take: of disks, every byte is read."""
 
 _COLOURS = {"ok": 32, "warning": 33, "missing": 31, "held": 32, "ESCAPED": 31}
 
 
 def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "area", metavar="AREA", nargs="?", choices=("host", "jail"), default="host", help="host (default) or jail"
+        "area",
+        metavar="AREA",
+        nargs="?",
+        choices=("host", "jail", "storage"),
+        default="host",
+        help="host (default), jail or storage",
     )
     parser.add_argument("--fix", action="store_true", help="install the packages that are missing (asks first)")
 
 
 def _doctor(context: Output, given: Namespace) -> int:
-    if given.area == "jail":
+    if given.area != "host":
         return _with_daemon(given)
     findings = doctor.judge(doctor.look(load()))
     if given.fix and doctor.packages(findings):
         _install(context, doctor.packages(findings))
         findings = doctor.judge(doctor.look(load()))
-    if context.output in ("json", "yaml"):
-        render.show([finding._asdict() for finding in findings], context.output, render.Table("findings", ()))
-    else:
-        for finding in findings:
-            if not context.quiet or finding.state != "ok":
-                _print(finding)
+    _show(context, findings)
     if doctor.lacking(findings):
         missing = [finding for finding in findings if finding.state == "missing"]
         names = ", ".join(finding.name for finding in missing)
@@ -55,9 +55,19 @@ def _with_daemon(given: Namespace) -> int:
 
     context = Context(given)
     try:
-        return _jail(context, context.session.call("GET", path("doctor", area="jail"), timeout=PATIENCE))
+        report = context.session.call("GET", path("doctor", area=given.area), timeout=PATIENCE[given.area])
+        return _jail(context, report) if given.area == "jail" else _storage(context, report)
     finally:
         context.close()
+
+
+def _show(context: Output, findings: list[doctor.Finding]) -> None:
+    if context.output in ("json", "yaml"):
+        render.show([finding._asdict() for finding in findings], context.output, render.Table("findings", ()))
+        return
+    for finding in findings:
+        if not context.quiet or finding.state != "ok":
+            _print(finding)
 
 
 def _print(finding: doctor.Finding) -> None:
@@ -102,4 +112,20 @@ def _jail(context: Output, report: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"doctor": Command(_arguments, _doctor, "roost doctor\nroost doctor --fix\nroost doctor jail", local=True)}
+def _storage(context: Output, report: dict[str, Any]) -> int:
+    """Tell what the daemon found of images, layers and checkpoints. Raises RoostError when some are not as they were written."""
+    findings = [doctor.Finding(**finding) for finding in report["findings"]]
+    _show(context, findings)
+    bad = [finding for finding in findings if finding.state == "missing"]
+    if bad:
+        names = ", ".join(finding.name for finding in bad)
+        raise RoostError("the storage of this host is damaged", f"not as it was written: {names}", bad[0].fix)
+    context.say("the storage of this host is whole")
+    return 0
+
+
+COMMANDS = {
+    "doctor": Command(
+        _arguments, _doctor, "roost doctor\nroost doctor --fix\nroost doctor jail\nroost doctor storage", local=True
+    )
+}

@@ -12,6 +12,7 @@ from roost.cli.look import TABLES
 from roost.cli.verbs import Command
 from roost.cli.waiting import Waiting
 from roost.client.blocking.machines import MachineHandle, Machines
+from roost.client.names import numbered
 from roost.client.progress import running
 from roost.client.protocol import path
 from roost.errors import Invalid, NotFound
@@ -69,6 +70,8 @@ def _arguments(parser: ArgumentParser) -> None:
     add("--label", metavar="K=V", action="append", default=[], help="label")
     add("--count", type=int, metavar="N", default=1, help="make N machines: NAME-1, NAME-2, ...")
     add("--ephemeral", action="store_true", help="delete it when it stops")
+    add("--cold", action="store_true", help="boot it, even if a warm template could have it running at once")
+    add("--tpm", action="store_true", help="give it a TPM 2.0")
     add("--no-wait", action="store_true", help="return at once, not when it is ready")
 
 
@@ -97,7 +100,7 @@ def names_of(name: str | None, count: int) -> list[str | None]:
         raise Invalid(f"{count} machines can not be launched", f"--count is 1 to {MOST}", "say --count 8")
     if name is None or count == 1:
         return [name] * count
-    return [f"{name}-{number}" for number in range(1, count + 1)]
+    return [*numbered(name, count)]
 
 
 def spec_of(given: Namespace) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def spec_of(given: Namespace) -> dict[str, Any]:
     spec["ssh_keys"] = keys or None
     spec["users"] = [{"name": name, "ssh_keys": keys, "sudo": True} for name in given.user or ()] or None
     spec["user_data"] = read(given.user_data) if given.user_data else None
-    spec["ephemeral"] = given.ephemeral or None
+    spec |= {name: getattr(given, name) or None for name in ("ephemeral", "cold", "tpm")}
     return spec
 
 
@@ -164,7 +167,8 @@ def _tell(context: Context, made: list[MachineHandle], *, waited: bool) -> None:
             print(machine.name)
             continue
         after = f" after {machine.timing.total:.1f} s" if machine.timing.total else ""
-        how = f"runs{after} ({machine.status.accelerator})" if waited else "is starting"
+        way = f"{machine.status.accelerator}{', warm' if machine.timing.path == 'warm' else ''}"
+        how = f"runs{after} ({way})" if waited else "is starting"
         print(f"{machine.name} {how}; next: roost exec {machine.name} -- uname -a")
 
 

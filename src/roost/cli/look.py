@@ -14,7 +14,14 @@ from roost.cli.verbs import Command
 from roost.client.protocol import path
 from roost.errors import Invalid, NotFound, NotStarted
 
-KINDS = {"machine": "machines", "image": "images", "node": "nodes", "project": "projects", "event": "events"}
+KINDS = {
+    "machine": "machines",
+    "image": "images",
+    "snapshot": "snapshots",
+    "node": "nodes",
+    "project": "projects",
+    "event": "events",
+}
 """Singular to plural: what roost.model.kinds says, without the cost of importing it (a test holds the two together)."""
 
 
@@ -24,9 +31,9 @@ def _published(machine: dict[str, Any]) -> str:
     )
 
 
-def _state(machine: dict[str, Any]) -> str:
-    status = machine["status"]
-    if machine["meta"].get("deleting"):
+def _state(thing: dict[str, Any]) -> str:
+    status = thing["status"]
+    if thing["meta"].get("deleting"):
         return "deleting"
     return f"{status['phase']} ({status['progress']})" if status.get("progress") else str(status["phase"])
 
@@ -58,6 +65,18 @@ TABLES = {
             ("DIGEST", lambda it: it["status"]["digest"][:19]),
             ("PUBLISHED", lambda it: it["spec"]["published"]),
             ("AGE", lambda it: render.age(it["meta"]["created"])),
+        ),
+    ),
+    "snapshot": Table(
+        "snapshots",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _state),
+            ("TAKEN", lambda it: it["status"]["taken"]),
+            ("MEMORY", lambda it: it["status"]["memory"]),
+            ("OWN", lambda it: render.size(it["status"]["own"])),
+            ("SHARED", lambda it: render.size(it["status"]["shared"])),
+            ("EXPIRES", lambda it: it["spec"]["expires"] or "never"),
         ),
     ),
     "node": Table(
@@ -150,7 +169,7 @@ def _show(context: Context, given: Namespace) -> int:
 
 
 def _get_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("kind", metavar="KIND", help="machine, image, node, project or event (or the plural)")
+    parser.add_argument("kind", metavar="KIND", help="machine, image, snapshot, node, project or event (or the plural)")
     parser.add_argument("name", metavar="NAME", nargs="?")
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
 
@@ -168,7 +187,7 @@ def _get(context: Context, given: Namespace) -> int:
 
 
 def _events_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only of this machine or image")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only of this machine, image or snapshot")
     parser.add_argument("-f", "--follow", action="store_true", help="go on and print what happens")
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
 
@@ -201,7 +220,7 @@ def _about(context: Context, name: str | None) -> frozenset[str]:
     if name is None:
         return frozenset()
     known = {name}
-    for plural in ("machines", "images"):
+    for plural in ("machines", "images", "snapshots"):
         try:
             known.add(str(context.session.call("GET", path(plural, context.project, name))["meta"]["uid"]))
         except NotFound:

@@ -1,4 +1,4 @@
-"""Names for machines that were given none: pleasant to read, easy to say, rarely twice."""
+"""Names for machines: pleasant ones for those that were given none, and numbers where there are many."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ _BIRDS = (
 def pleasant() -> str:
     """A name such as "mellow-heron": one of some ten thousand."""
     return f"{secrets.choice(_QUALITIES)}-{secrets.choice(_BIRDS)}"
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """The names of `count` machines called `name`: itself, or NAME-1, NAME-2, ... when there are several."""
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def after(parent: str) -> str:
+    """A name for a copy of `parent`, such as "web-mellow-heron"; short enough to be numbered."""
+    return f"{parent.partition('.')[0][:34].rstrip('-')}-{pleasant()}"

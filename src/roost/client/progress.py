@@ -10,6 +10,7 @@ from roost.errors import BY_CODE, NotFound, NotStarted, RoostError
 from roost.model.image import Image
 from roost.model.machine import Machine
 from roost.model.meta import Trouble
+from roost.model.snapshot import Snapshot
 
 
 class Sign(NamedTuple):
@@ -43,18 +44,46 @@ def _is_paused(machine: Machine) -> bool:
     return machine.status.phase == "paused"
 
 
+def _is_as_wished(machine: Machine) -> bool:
+    """As its spec says: a copy runs, is paused or is stopped as what it was made from."""
+    if machine.spec.power == "running":
+        return _is_running(machine)
+    if machine.status.phase in ("failed", "crashed"):
+        raise failed(machine)
+    return machine.status.generation >= machine.meta.generation and machine.status.phase == machine.spec.power
+
+
+def _is_restored(machine: Machine) -> bool:
+    """A restore that was refused is done too, with an error: the machine goes on as it was."""
+    wanted = machine.spec.restore.serial if machine.spec.restore is not None else 0
+    if machine.status.restored < wanted or machine.status.generation < machine.meta.generation:
+        return False
+    if machine.status.error is not None:
+        raise failed(machine)
+    return _is_as_wished(machine)
+
+
 running = Sign("running", _is_running)
 stopped = Sign("stopped", _is_stopped)
 paused = Sign("paused", _is_paused)
+as_wished = Sign("as wished", _is_as_wished)
+restored = Sign("restored", _is_restored)
 
 
 class Until:
-    """Waits for a sign of several machines, told of each change; a machine deleted meanwhile counts as stopped, else raises NotFound."""
+    """Waits for a sign of several machines, told of each change; a machine deleted meanwhile counts as stopped, else raises NotFound.
 
-    def __init__(self, sign: Sign, machines: dict[str, Machine]) -> None:
+    With `each`, what would be raised for one machine goes into `failures` (by uid), and the others are waited for.
+    """
+
+    def __init__(self, sign: Sign, machines: dict[str, Machine], *, each: bool = False) -> None:
         self._sign = sign
-        self._waiting = {uid: machine for uid, machine in machines.items() if not sign.holds(machine)}
+        self._each = each
+        self._waiting = dict(machines)
         self._seen: set[str] = set()
+        self.failures: dict[str, RoostError] = {}
+        for uid, machine in machines.items():
+            self._judge(uid, machine)
 
     def done(self) -> bool:
         """Whether nothing is waited for any more."""
@@ -68,8 +97,7 @@ class Until:
         if known is None or machine.meta.revision < known.meta.revision:
             return
         self._waiting[uid] = machine
-        if self._sign.holds(machine):
-            del self._waiting[uid]
+        self._judge(uid, machine)
 
     def gone(self, project: str, name: str) -> None:
         """A machine was deleted. Raises NotFound."""
@@ -82,20 +110,30 @@ class Until:
         for uid in [uid for uid in self._waiting if uid not in self._seen]:
             self._lost(uid)
 
+    def _judge(self, uid: str, machine: Machine) -> None:
+        try:
+            if not self._sign.holds(machine):
+                return
+        except RoostError as error:
+            self._failed(uid, error)
+        del self._waiting[uid]
+
     def _lost(self, uid: str) -> None:
         machine = self._waiting.pop(uid)
         if self._sign is not stopped:
-            raise NotFound(f'machine "{machine.name}" is gone', "it was deleted meanwhile", "roost events")
+            self._failed(uid, NotFound(f'machine "{machine.name}" is gone', "it was deleted meanwhile", "roost events"))
+
+    def _failed(self, uid: str, error: RoostError) -> None:
+        if not self._each:
+            raise error
+        self.failures[uid] = error
 
 
-def failed(thing: Machine | Image) -> RoostError:
+def failed(thing: Machine | Image | Snapshot) -> RoostError:
     """The error that a status keeps, as it was raised."""
-    default = (
-        f'{thing.kind} "{thing.name}" did not start'
-        if isinstance(thing, Machine)
-        else f'image "{thing.name}" is not ready'
-    )
-    trouble = thing.status.error or Trouble(what=default, fix=f"roost events, roost show {thing.name}")
+    ends = {"machine": "did not start", "image": "is not ready", "snapshot": "was not taken"}
+    fix = f"roost events, roost get {thing.kind} {thing.name}"
+    trouble = thing.status.error or Trouble(what=f'{thing.kind} "{thing.name}" {ends[thing.kind]}', fix=fix)
     return BY_CODE.get(trouble.code, RoostError)(trouble.what, trouble.why, trouble.fix)
 
 

@@ -1,4 +1,4 @@
-"""The SDK's front: one object for a daemon, with its machines, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, snapshots, images, projects, nodes and events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from roost.client.aio.machines import AsyncMachines
+from roost.client.aio.machines import AsyncMachines, AsyncSnapshots
 from roost.client.aio.objects import AsyncObjects
 from roost.client.aio.session import AsyncSession
 from roost.client.aio.sources import AsyncSources
@@ -28,6 +28,7 @@ class AsyncHost:
         self.session = session
         self.project = project
         self.machines = AsyncMachines(session, project)
+        self.snapshots = AsyncSnapshots(session, project)
         self.images = AsyncSources(session, project)
         self.projects: AsyncObjects[Project] = AsyncObjects(session, BY_NAME["project"], Project, project)
         self.nodes: AsyncObjects[Node] = AsyncObjects(session, BY_NAME["node"], Node, "system")
@@ -39,7 +40,7 @@ class AsyncHost:
         return answer
 
     async def doctor(self, area: str) -> Any:
-        """The daemon's own look at its host; `area` is "host" or "jail". Raises Forbidden for who is no admin."""
+        """The daemon's own look at its host; `area` is "host", "jail" or "storage". Raises Forbidden for who is no admin."""
         return await self.session.call("GET", path("doctor", area=area), timeout=600.0)
 
     async def apply(self, documents: Iterable[Any]) -> list[Outcome]:

@@ -1,7 +1,7 @@
 # Derived from aio/host.py by `python -m roost.client.derive`: change that, not this.
 # fmt: off
 # ruff: noqa: I001, UP028, RUF100
-"""The SDK's front: one object for a daemon, with its machines, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, snapshots, images, projects, nodes and events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-from roost.client.blocking.machines import Machines
+from roost.client.blocking.machines import Machines, Snapshots
 from roost.client.blocking.objects import Objects
 from roost.client.blocking.session import Session
 from roost.client.blocking.sources import Sources
@@ -31,6 +31,7 @@ class Host:
         self.session = session
         self.project = project
         self.machines = Machines(session, project)
+        self.snapshots = Snapshots(session, project)
         self.images = Sources(session, project)
         self.projects: Objects[Project] = Objects(session, BY_NAME["project"], Project, project)
         self.nodes: Objects[Node] = Objects(session, BY_NAME["node"], Node, "system")
@@ -42,7 +43,7 @@ class Host:
         return answer
 
     def doctor(self, area: str) -> Any:
-        """The daemon's own look at its host; `area` is "host" or "jail". Raises Forbidden for who is no admin."""
+        """The daemon's own look at its host; `area` is "host", "jail" or "storage". Raises Forbidden for who is no admin."""
         return self.session.call("GET", path("doctor", area=area), timeout=600.0)
 
     def apply(self, documents: Iterable[Any]) -> list[Outcome]:
