@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,7 +18,7 @@
 #define KEY_PREFIX "ssh_host_"
 #define KEYS_MAX 8
 #define KIND_MAX 16
-#define SSH_STEPS 1000 /* of a millisecond: the server only has to wake up */
+#define SSH_REST 2 /* seconds */
 
 static char kinds[KEYS_MAX][KIND_MAX + 1]; /* of the host keys that were given */
 static int kinds_given;
@@ -211,15 +211,19 @@ pid_t ssh_server(void) {
     return is ? pid : 0;
 }
 
-/* It closes its sockets and removes its PID file before it starts itself anew: from then on nobody can be shown an old key. */
+/* Stopped, it shows nobody an old key; when it goes on it first obeys the hangup: it closes its sockets and starts itself anew with the new
+   keys. That costs an emulated machine half a second of its only processor, so it waits until whoever made the machine had their turn. */
 void renew_ssh_server(void) {
-    struct timespec step = {0, 1000000};
-    pid_t pid = ssh_server();
-    if (!pid || kill(pid, SIGHUP)) return;
-    setpriority(PRIO_PROCESS, (id_t)pid, PRIORITY);
-    kill(pid, SIGCONT); /* sealed */
-    int steps = SSH_STEPS;
-    while (ssh_server() == pid && --steps) nanosleep(&step, NULL);
-    setpriority(PRIO_PROCESS, (id_t)pid, 0);
-    if (!steps) errno = ETIMEDOUT, fail("the SSH server keeps its old keys");
+    pid_t pid = ssh_server(), waiting;
+    if (!pid || kill(pid, SIGSTOP) || kill(pid, SIGHUP)) return;
+    if (!(waiting = fork())) {
+        struct timespec rest = {SSH_REST, 0};
+        if (fork()) _exit(0); /* so that the kernel's first process takes it in */
+        for (int fd = 0; fd < 64; fd++) close(fd); /* not the port: the agent may be started anew meanwhile */
+        while (nanosleep(&rest, &rest) && errno == EINTR) {}
+        kill(pid, SIGCONT);
+        _exit(0);
+    }
+    if (waiting < 0) return (void)kill(pid, SIGCONT);
+    waitpid(waiting, NULL, 0);
 }

@@ -16,7 +16,7 @@ import msgspec
 from roost.control.checkpoints import Checkpoint
 from roost.control.making import Workshop
 from roost.control.reservations import Reservations
-from roost.control.warm import Parts, Warm
+from roost.control.warm import LATER_SECONDS, Parts, Warm
 from roost.control.warmth import SETTLE_SECONDS, Cold
 from roost.errors import NotFound, RoostError, Unavailable
 from roost.host.paths import Paths
@@ -165,7 +165,8 @@ class Host:
 
     async def template(self, **how: object) -> Checkpoint:
         """A template, made when it is not there."""
-        await self.look(**how)
+        if isinstance(await self.look(**how), Cold):  # a shape beside another one waits its turn
+            await self.passes(LATER_SECONDS)
         await self.passes(SETTLE_SECONDS)
         found = await self.look(**how)
         assert isinstance(found, Checkpoint)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from roost.control.checkpoints import Checkpoint
-from roost.control.warm import AGAIN_SECONDS
+from roost.control.warm import AGAIN_SECONDS, LATER_SECONDS
 from roost.control.warmth import SETTLE_SECONDS, Cold
 from roost.errors import CommandFailed, Conflict, Unavailable
 from roost.model.machine import MachineStatus
@@ -117,9 +117,22 @@ async def test_another_image_has_another_template(host: Host) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"cpus": 2}, {"memory": GiB}])
-async def test_another_shape_has_another_template(host: Host, changes: dict[str, object]) -> None:
+async def test_another_shape_boots_and_gets_a_template_of_its_own(host: Host, changes: dict[str, object]) -> None:
     await host.template()
-    assert await host.look(**changes) == "making"
+    found = await host.look(**changes)
+    assert isinstance(found, Cold)
+    assert found.expected
+    await host.passes(LATER_SECONDS)
+    await host.passes(SETTLE_SECONDS)
+    assert isinstance(await host.look(**changes), Checkpoint)
+
+
+async def test_a_template_that_waits_its_turn_is_not_made_after_the_end(host: Host) -> None:
+    await host.template()
+    await host.look(cpus=2)
+    await host.warm.close()
+    await host.passes(LATER_SECONDS)
+    assert not host.warm.busy
 
 
 async def test_a_machine_that_was_born_boots(host: Host) -> None:

@@ -29,6 +29,9 @@ from roost.storage.manifest import Manifest
 AGAIN_SECONDS = 300.0
 """How long after a template could not be made it is not tried again: until then machines boot cold at once."""
 
+LATER_SECONDS = 45.0
+"""How long after a machine of a new shape was started its template is made: a Debian under emulation has come to rest by then."""
+
 Place: TypeAlias = tuple[str, Traits]
 """Which template: never another project's, and only of a machine that is the same in every trait."""
 
@@ -75,6 +78,7 @@ class Warm:
         self._uses: dict[str, tuple[float, Launch]] = {}
         self._pools: dict[str, _Pool] = {}
         self._arranging = asyncio.Lock()
+        self._later: dict[Place, Timer] = {}
         self._cooling: Timer | None = None
 
     async def begin(self) -> None:
@@ -95,7 +99,8 @@ class Warm:
     ) -> Checkpoint | Literal["making"] | Cold:
         """What `machine` may go on from, whose cold start would be `launch`: pin what you get at once, and tell `used`.
 
-        The first to ask for a template has it made in the background; "making": `key` is woken when it is ready, or will not be.
+        The first to ask for a template has it made in the background; "making": `key` is woken when it is ready, or will not be. Where there is one
+        of another shape, a machine of a new shape boots at once, and its shape gets a template for those that come later.
         """
         if reason := reason_for_cold(machine, manifest, launch):
             return Cold(reason, expected=machine.spec.cold or is_born(machine))
@@ -108,7 +113,11 @@ class Warm:
             failure = self._failure(place)
             if failure is not None:
                 return failure
-            self._make(Order(machine.project, launch, traits, f"template {machine.spec.image}"))
+            order = Order(machine.project, launch, traits, f"template {machine.spec.image}")
+            if self._has_another_shape(place):
+                self._make_later(order)
+                return Cold(f"no template of {machine.spec.image} has its shape yet", expected=True)
+            self._make(order)
         self._makings[place].waiting.add(key)
         return "making"
 
@@ -150,6 +159,9 @@ class Warm:
         """At the daemon's end: give up what is being made, and let go of spares, whose processes the hypervisor ends."""
         if self._cooling is not None:
             self._cooling.cancel()
+        for timer in self._later.values():
+            timer.cancel()
+        self._later.clear()
         await self._give_up(list(self._makings))
         for pool in self._pools.values():
             pool.pins.close()
@@ -195,6 +207,8 @@ class Warm:
         self._parts.changed()
 
     async def _forget_all(self, matches: Callable[[str, Traits], bool]) -> None:
+        for place in [place for place in self._later if matches(*place)]:
+            self._later.pop(place).cancel()
         await self._give_up([place for place in self._makings if matches(*place)])
         for uid in [uid for place, uid in self._templates.items() if matches(*place)]:
             await self._forget(uid)
@@ -230,6 +244,23 @@ class Warm:
             return size, float("inf")
 
     # ------------------------------------------------------------------ making
+
+    def _has_another_shape(self, place: Place) -> bool:
+        project, traits = place
+        known = (*self._templates, *self._makings)
+        others = (replace(other, shape=traits.shape) for owner, other in known if owner == project)
+        return any(other.image == traits.image and other != traits for other in others)
+
+    def _make_later(self, order: Order) -> None:
+        """When the machine that asked for it has come up: it wants the processor for itself."""
+        place = order.project, order.traits
+        if place not in self._later:
+            self._later[place] = self._world.clock.call_later(LATER_SECONDS, lambda: self._begin_later(place, order))
+
+    def _begin_later(self, place: Place, order: Order) -> None:
+        self._later.pop(place)
+        if place not in self._templates and place not in self._makings:
+            self._make(order)
 
     def _make(self, order: Order) -> None:
         place = (order.project, order.traits)

@@ -24,7 +24,7 @@ from roost.hypervisor.console import SerialConsole
 from roost.hypervisor.gate import Gate
 from roost.hypervisor.inmates import Held
 from roost.hypervisor.monitor import CHANGES, Event, Monitor, NoSuchDevice
-from roost.hypervisor.plan import NETWORK_CARD
+from roost.hypervisor.plan import NETWORK_CABLE, NETWORK_CARD
 from roost.hypervisor.record import Record
 from roost.hypervisor.saved import duplicate, release
 from roost.hypervisor.signals import Signals
@@ -167,8 +167,9 @@ class QemuGuest:
 
     async def set_link(self, *, up: bool) -> None:
         """Plug the network card in or out."""
-        with contextlib.suppress(NoSuchDevice):
-            await self._qmp().set_link(NETWORK_CARD, up=up)
+        for part in (NETWORK_CARD, NETWORK_CABLE) if up else (NETWORK_CARD,):
+            with contextlib.suppress(NoSuchDevice):
+                await self._qmp().set_link(part, up=up)
 
     async def private_memory(self) -> int:
         """Bytes that only this guest holds, as the kernel counts them (Private_* of proc_pid_smaps_rollup)."""

@@ -243,12 +243,12 @@ class Monitor:
         """Plug a network card in or out. Raises NoSuchDevice."""
         await self._call("set_link", {"name": name, "up": up})
 
-    async def plug_in(self, hub: int, connection: int) -> None:
-        """Connect a hub of network cards with the machine's network, a connected stream socket; ours stays open."""
+    async def plug_in(self, hub: int, connection: int, name: str) -> None:
+        """Connect a hub of network cards, by what is called `name`, with the machine's network, a connected stream socket; ours stays open."""
         await self.get_fd(connection, "network")
         # Not "stream", which looks for the descriptor in a thread that knows no monitor; both speak the same on the wire.
-        await self._call("netdev_add", {"type": "socket", "id": "net1", "fd": "network"})
-        await self._call("netdev_add", {"type": "hubport", "id": "net2", "hubid": hub, "netdev": "net1"})
+        await self._call("netdev_add", {"type": "socket", "id": name, "fd": "network"})
+        await self._call("netdev_add", {"type": "hubport", "id": f"{name}-port", "hubid": hub, "netdev": name})
 
     async def query_drives(self) -> tuple[Drive, ...]:
         """The machine's disks that have a medium."""

@@ -39,6 +39,9 @@ _OVERHEAD = 320 * MiB
 _IO_THREADS = 73
 """QEMU's pool makes up to 64 threads for disk requests (util/thread-pool.c); main loop, RCU, our library's and some to spare."""
 NETWORK_CARD = "nic0"
+
+NETWORK_CABLE = "cable"
+"""What joins the card of a machine that went on from a saved state with its network."""
 HUB = 0
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"

@@ -22,7 +22,7 @@ from roost.hypervisor.greeting import DiskInUse
 from roost.hypervisor.guest import QemuGuest, Reach
 from roost.hypervisor.inmates import Held
 from roost.hypervisor.monitor import Monitor, NoSuchDevice
-from roost.hypervisor.plan import HUB, NETWORK_CARD, Plan, plan, shape
+from roost.hypervisor.plan import HUB, NETWORK_CABLE, NETWORK_CARD, Plan, plan, shape
 from roost.hypervisor.record import Entry, Record
 from roost.hypervisor.signals import Signals
 from roost.hypervisor.spares import Blank, Spares
@@ -140,8 +140,10 @@ async def _complete(launch: Launch, spawned: Spawned, beside: Beside) -> QemuGue
         await failpoints.reach("fork.loaded")
     present = await beside.present()
     if launch.saved is not None and beside.link is not None:
-        await reach.monitor.plug_in(HUB, beside.link.fileno())
-    if launch.saved is not None or launch.network == "unplugged":
+        # Cut behind the card: the guest, which has a link, need not begin its network anew when it is joined.
+        await reach.monitor.plug_in(HUB, beside.link.fileno(), NETWORK_CABLE)
+        await reach.monitor.set_link(NETWORK_CABLE, up=False)
+    if launch.network == "unplugged":
         with contextlib.suppress(NoSuchDevice):
             await reach.monitor.set_link(NETWORK_CARD, up=False)
     known = msgspec.structs.replace(
