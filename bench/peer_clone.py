@@ -21,11 +21,11 @@ async def timed(action: object) -> float:
     return time.perf_counter() - begin
 
 
-async def ready(sandbox: AlpineSandbox) -> None:
-    """Return when the sandbox has run a command."""
-    result = await sandbox.execute("true")
+async def run(sandbox: AlpineSandbox, command: str) -> None:
+    """Return when the sandbox has run a command, which must succeed."""
+    result = await sandbox.execute(command)
     if result.exit_code != 0:
-        raise SystemExit(f"the peer's `true` ended with {result.exit_code}")
+        raise SystemExit(f"the peer's `{command}` ended with {result.exit_code}: {result.stderr}")
 
 
 async def measure(rounds: int, fill: str) -> dict[str, list[float]]:
@@ -35,14 +35,14 @@ async def measure(rounds: int, fill: str) -> dict[str, list[float]]:
     sandbox = AlpineSandbox(memory="512M", cpus=1, accel=None)
     await sandbox.start()
     try:
-        await ready(sandbox)
+        await run(sandbox, "true")
         made["boot"].append(time.perf_counter() - begin)
-        await sandbox.execute(fill)
+        await run(sandbox, fill)
         for number in range(rounds):
             made["checkpoint"].append(await timed(sandbox.checkpoint(f"point{number}")))
             begin = time.perf_counter()
             made["revert"].append(await timed(sandbox.revert(f"point{number}")))
-            await ready(sandbox)
+            await run(sandbox, "true")
             made["answer"].append(time.perf_counter() - begin)
     finally:
         await sandbox.stop()

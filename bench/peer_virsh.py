@@ -103,16 +103,17 @@ class Guest:
         return time.perf_counter() - begin
 
     def run(self, *argv: str) -> None:
-        """Run a command to its end."""
-        asyncio.run(self._run(argv))
+        """Run a command to its end, which must be a success."""
+        code = asyncio.run(self._run(argv))
+        if code != 0:
+            raise SystemExit(f"in libvirt's guest {argv[0]} ended with {code}")
 
-    async def _run(self, argv: Sequence[str]) -> None:
+    async def _run(self, argv: Sequence[str]) -> int:
         answering = await agent.connect(self._agent)
         try:
             await answering.ping(300)
             session = await answering.execute(Command(argv))
-            async for _ in session.output():
-                pass
+            return [chunk.code async for chunk in session.output()][-1]
         finally:
             await answering.close()
 
