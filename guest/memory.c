@@ -32,6 +32,8 @@ enum { HELLO = 1, MAP, COPY, PRESENT, POPULATE, LIST, PREPARE };
 #define KEEP_LOWEST 8u
 /* PRESENT: only pages that belong to this process alone. */
 #define PRIVATE 4u
+/* MAP: no file is given; the ranges are of the topmost layer, which is not the lowest. */
+#define TOPMOST 16u
 
 #define MAGIC 0x314d5352u /* "RSM1" */
 #define MAX_LAYERS 16u
@@ -268,6 +270,7 @@ static int answer(int fd, const struct message *message, const int *fds)
 static int check(const struct message *ask, u32 fds)
 {
 	u64 page = ask->page;
+	u32 files = ask->flags & TOPMOST ? 1 : fds;
 
 	if (page < UNIT || page > 65536 || (page & (page - 1)) || !ask->length || (ask->address | ask->length) & (page - 1))
 		return -EINVAL;
@@ -279,7 +282,7 @@ static int check(const struct message *ask, u32 fds)
 		u64 length = ranges[i].units * UNIT;
 		if ((ranges[i].start | length) & (page - 1) || !length || ranges[i].start >= ask->length)
 			return -EINVAL;
-		if (length > ask->length - ranges[i].start || (ask->command == MAP && ranges[i].layer >= fds))
+		if (length > ask->length - ranges[i].start || (ask->command == MAP && ranges[i].layer >= files))
 			return -EINVAL;
 	}
 	return 0;
@@ -302,7 +305,9 @@ static int check_map(const struct message *ask, const int *fds, u32 given, int h
 	u32 stay = ask->flags & REPLACE ? 0 : ask->flags & KEEP_LOWEST ? 1 : region.count;
 	u64 end = 0;
 
-	if (!given || stay + given > MAX_LAYERS || (!region.length && !(ask->flags & REPLACE)))
+	if (ask->flags == TOPMOST)
+		return given || region.shared || region.count < 2 ? -EINVAL : 0;
+	if (!given || ask->flags & TOPMOST || stay + given > MAX_LAYERS || (!region.length && !(ask->flags & REPLACE)))
 		return -EINVAL;
 	if (!(ask->flags & REPLACE) && (how == MAP_SHARED || region.shared))
 		return -EINVAL;
@@ -327,13 +332,14 @@ static int do_map(const struct message *ask, const int *fds, u32 given)
 {
 	int how = ask->flags & SHARED ? MAP_SHARED : MAP_PRIVATE;
 	int result = check_map(ask, fds, given, how);
+	const int *files = ask->flags & TOPMOST ? region.fds + region.count - 1 : fds;
 
 	if (result)
 		return result;
 	for (u32 i = 0; i < ask->count; i++) {
 		u64 start = ranges[i].start;
 		int kind = ranges[i].layer ? MAP_PRIVATE : how;
-		if (failed(map(ask->address + start, ranges[i].units * UNIT, kind | MAP_FIXED, fds[ranges[i].layer], start)))
+		if (failed(map(ask->address + start, ranges[i].units * UNIT, kind | MAP_FIXED, files[ranges[i].layer], start)))
 			__builtin_trap();
 	}
 	if (ask->flags & REPLACE) {
@@ -469,23 +475,32 @@ static long do_scan(const struct message *ask, int pagemap, struct message *repl
 	return result;
 }
 
-/* fds: pagemap, then the file that takes what the guest has written. */
-static long do_copy(const struct message *ask, const int *fds, struct message *reply)
+/* Copies the ranges into the same place of a file. */
+static long copy(const struct message *ask, int file, u32 count)
 {
-	long result = do_scan(ask, fds[0], reply);
-
-	for (u32 i = 0; !failed(result) && i < reply->count; i++) {
+	for (u32 i = 0; i < count; i++) {
 		for (u64 at = ranges[i].start, end = end_of(&ranges[i]); at < end;) {
-			result = CALL4(NR_pwrite64, fds[1], ask->address + at, end - at, at);
+			long result = CALL4(NR_pwrite64, file, ask->address + at, end - at, at);
 			if (result == -EINTR)
 				continue;
-			if (result <= 0) {
-				result = result ? result : -EIO;
-				break;
-			}
+			if (result <= 0)
+				return result ? result : -EIO;
 			at += (u64)result;
 		}
 	}
+	return 0;
+}
+
+/* fds: the file that takes the ranges asked for; without any, pagemap, and the file that takes what the guest has written. */
+static long do_copy(const struct message *ask, const int *fds, struct message *reply)
+{
+	long result;
+
+	if (ask->count)
+		return copy(ask, fds[0], ask->count);
+	result = do_scan(ask, fds[0], reply);
+	if (!failed(result))
+		result = copy(ask, fds[1], reply->count);
 	if (failed(result))
 		reply->count = 0;
 	return result;
@@ -532,7 +547,7 @@ static int obey(int fd, struct message *ask, const int *fds, u32 given, int *kep
 			*kept = !result;
 			break;
 		case COPY:
-			result = given == 2 ? do_copy(ask, fds, &reply) : -EINVAL;
+			result = given == (ask->count ? 1 : 2) ? do_copy(ask, fds, &reply) : -EINVAL;
 			break;
 		case PRESENT:
 			result = given == 1 ? do_scan(ask, fds[0], &reply) : -EINVAL;

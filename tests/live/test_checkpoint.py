@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -17,10 +17,11 @@ import pytest
 
 from roost.errors import RoostError, Unavailable
 from roost.host import failpoints, processes
-from roost.hypervisor import guestmemory, record
+from roost.hypervisor import guestmemory, record, thinning
 from roost.hypervisor.base import Agent, Command, Disk, Guest, Launch, Overlay, Saved
 from roost.hypervisor.guest import QemuGuest
 from roost.hypervisor.guestmemory import InPlace
+from roost.hypervisor.memfd import Range
 from roost.hypervisor.qemu import Qemu
 from roost.hypervisor.saved import release
 from roost.model.meta import MiB
@@ -68,7 +69,7 @@ async def shell(agent: Agent, script: str) -> str:
 async def saved_by(guest: Guest, undo: AsyncExitStack, *overlays: Overlay) -> Saved:
     """A checkpoint that is closed with the stack."""
     saved = await guest.checkpoint(overlays)
-    undo.callback(saved.close)
+    undo.callback(release, saved)
     return saved
 
 
@@ -117,6 +118,38 @@ async def test_checkpoints_follow_each_other_and_copies_are_copied(world: World)
             answers.append(await shell(below, "cat /run/all | tr '\\n' ' '"))
         assert answers == ["0 child of 0", "0 1 child of 1", "0 1 2 child of 2"]
         assert await shell(agent, "cat /run/all | tr '\\n' ' '") == "0 1 2"
+
+
+async def test_a_copy_that_has_written_much_is_copied_in_slices_and_all_of_it_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices: list[int] = []
+    absorb = InPlace.absorb
+
+    async def counted(memory: InPlace, ranges: Sequence[Range]) -> None:
+        slices.append(thinning.size(ranges))
+        await absorb(memory, ranges)
+
+    monkeypatch.setattr(InPlace, "absorb", counted)
+    async with AsyncExitStack() as undo:
+        first, _, launch = await undo.enter_async_context(running(world, memory=512 * MiB))
+        saved = await saved_by(first, undo)
+        assert not slices
+        guest, agent = await undo.enter_async_context(copied(world, saved, launch, memory=512 * MiB))
+        await shell(agent, "dd if=/dev/urandom of=/run/seed bs=1M count=8")
+        await shell(agent, "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do cat /run/seed; done > /run/fill")
+        digest = await shell(agent, "md5sum < /run/fill")
+        busy = "i=0; while :; do i=$((i+1)); echo $i > /run/count; dd if=/run/seed of=/run/other conv=notrunc; done"
+        await shell(agent, f"({busy}) >/dev/null 2>&1 &")
+        again = await saved_by(guest, undo)
+        assert len(slices) >= 128 * MiB // thinning.SLICE
+        assert max(slices) <= thinning.SLICE
+        assert 0 < again.pause < PAUSE
+        count = int(await shell(agent, "cat /run/count"))
+        _, inside = await undo.enter_async_context(copied(world, again, launch, memory=512 * MiB))
+        for one in (agent, inside):
+            assert await shell(one, "md5sum < /run/fill") == digest
+        assert int(await shell(agent, "cat /run/count")) > count
 
 
 def check(file: Path) -> None:
@@ -269,7 +302,7 @@ async def test_a_parent_that_dies_while_it_is_saved_is_told_and_leaves_nothing(w
         os.kill(guest.process.pid, signal.SIGKILL)
         [answer] = await asyncio.gather(saving, return_exceptions=True)
         if isinstance(answer, Saved):
-            answer.close()
+            release(answer)
         assert isinstance(answer, Saved | RoostError)
         await asyncio.wait_for(guest.wait(), 10)
     assert not world.left()

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import thread as _thread  # noqa: F401 - an ordinary user may not be able to read it later
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ import pytest
 
 from roost.errors import Conflict, Unavailable
 from roost.guest import binary
-from roost.hypervisor import memfd
+from roost.hypervisor import memfd, thinning
+from roost.hypervisor.memfd import Range
 from roost.hypervisor.memory import Memory, MemoryPort
 from roost.hypervisor.memorylink import MemoryLink
-from roost.hypervisor.memorywire import REPLACE, SHARED, Command, Part, Region, Request
+from roost.hypervisor.memorywire import REPLACE, SHARED, TOPMOST, Command, Part, Region, Request
 from tests.checkout import ROOT
 from tests.live.memory_machine import PAGES, SIZE, Machine, qemu
 from tests.needs import needs_program, needs_root, repetitions
@@ -212,15 +213,19 @@ async def test_a_later_daemon_finds_what_an_earlier_one_has_mapped(start: Start,
 
 
 async def freeze_for_ever(machine: Machine, address: int, first: int) -> None:
-    """A daemon's work on a guest that stands still; between two freezes a number goes up by one in 100 pages."""
+    """A daemon's work on a guest that stands still: it absorbs, freezes, or both, before a number goes up by one in 100 pages."""
     port = await MemoryPort.connect(machine.directory / "port", machine.pid)
     await port.adopt(SIZE)
     with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
         for number in itertools.count(first):
             for mark in MARKS:
                 os.pwrite(memory.fileno(), number.to_bytes(4, "little"), address + mark)
-            await port.freeze()
-            (await port.seal()).close()
+            if number % 3:
+                for ranges in thinning.slices(await port.written(), 3 << 20):
+                    await port.absorb(ranges)
+            if number % 3 != 1:
+                await port.freeze()
+                (await port.seal()).close()
 
 
 MARKS = range(32 << 20, 48 << 20, (16 << 20) // 100 // 4096 * 4096)
@@ -259,6 +264,99 @@ def run_and_kill(work: Callable[[], Any], seconds: float) -> None:
     time.sleep(seconds)
     os.kill(daemon, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1]) == -signal.SIGKILL
+
+
+async def absorb(machine: Machine, ranges: Sequence[Range]) -> None:
+    machine.ask("stop")
+    await machine.port.absorb(ranges)
+    machine.ask("cont")
+
+
+async def another_daemon(machine: Machine) -> None:
+    """Whoever held the machine is gone, and the next one learns what is mapped."""
+    await machine.port.close()
+    machine.port = await MemoryPort.connect(machine.directory / "port", machine.pid)
+    await machine.port.adopt(SIZE)
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("broken", ["nothing", "the connection", "the daemon"])
+async def test_what_a_running_guest_has_written_is_absorbed_in_slices(start: Start, broken: str) -> None:
+    parent = await start()
+    discard(await checkpoint(parent))
+    for _ in range(2):
+        later = await parent.count_to(parent.counters()[0] + 3)
+        slices = list(thinning.slices(await parent.port.written(), 28 * 4096))
+        assert len(slices) >= len(PAGES) // 28
+        for number, ranges in enumerate(slices):
+            await absorb(parent, ranges)
+            await asyncio.sleep(0.02)  # the guest counts
+            if broken == "the connection":
+                parent.port._link.close()
+            if broken == "the daemon" and number == 2:
+                await another_daemon(parent)
+        taken, child = await checkpoint(parent), await start(incoming=True)
+        assert taken[0] >= later
+        assert taken[0][0] - taken[0][-1] <= 1
+        await become(child, taken)
+        assert child.counters() == taken[0]
+    await parent.count_to(taken[0][0] + 3)
+
+
+@needs_root
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_pages_that_are_written_between_slices_or_not_any_more_are_all_there(start: Start, adopted: bool) -> None:
+    parent = await start()
+    discard(await checkpoint(parent))
+    written = dict.fromkeys(MARKS, 1)
+    chance = random.Random(7)
+    with open(f"/proc/{parent.pid}/mem", "r+b", buffering=0) as memory:
+
+        def write(mark: int) -> None:
+            os.pwrite(memory.fileno(), written[mark].to_bytes(4, "little"), parent.port._region.address + mark)
+
+        for mark in MARKS:
+            write(mark)
+        for turn in range(4):
+            for ranges in thinning.slices(await parent.port.written(), 128 << 10):
+                await absorb(parent, ranges)
+                for mark in chance.sample(MARKS, 5):
+                    written[mark] += 1
+                    write(mark)
+            if adopted:
+                await another_daemon(parent)
+            taken, child = await checkpoint(parent), await start(incoming=True)
+            await become(child, taken)
+            assert {mark: child.word(mark) for mark in MARKS} == written, turn
+            assert {mark: parent.word(mark) for mark in MARKS} == written, turn
+            await child.port.close()
+
+
+async def test_all_that_is_absorbed_before_a_freeze_is_one_layer(start: Start) -> None:
+    parent = await start()
+    assert not await parent.port.written()
+    discard(await checkpoint(parent))
+    await parent.count_to(parent.counters()[0] + 3)
+    for ranges in thinning.slices(await parent.port.written(), 16 * 4096):
+        await absorb(parent, ranges)
+    assert len(files_in_memory(parent.pid)) == 2
+    await parent.count_to(parent.counters()[0] + 3)
+    discard(await checkpoint(parent))
+    assert len(files_in_memory(parent.pid)) == 3
+
+
+async def test_only_a_layer_above_the_lowest_takes_more(start: Start) -> None:
+    parent = await start()
+    region = parent.port._region
+    more = Request(Command.MAP, TOPMOST, [Part(0, 4096)])
+    assert await refused(parent, more, region) == errno.EINVAL
+    await another_daemon(parent)
+    parent.ask("stop")
+    await parent.port.freeze()
+    parent.ask("cont")
+    assert await refused(parent, more, region) == errno.EINVAL
+    await parent.count_to(parent.counters()[0] + 10)
 
 
 async def test_a_freeze_that_was_cut_off_is_taken_up_by_the_next(start: Start) -> None:

@@ -10,7 +10,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from roost.errors import Conflict, OutcomeUnknown, Unavailable
 from roost.guest import binary
 from roost.host import binaries, sockets
-from roost.hypervisor import memfd, memory, memorywire
+from roost.hypervisor import memfd, memory, memorywire, thinning
 from roost.hypervisor.memfd import Range
 from roost.hypervisor.memory import Memory, MemoryPort
 from roost.hypervisor.memorywire import Command, Part, Region, Request
+from roost.model.meta import MiB
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -183,6 +184,42 @@ def test_the_highest_layer_that_has_a_page_gives_it(layers: list[frozenset[int]]
     parts = memorywire.topmost([tuple(Range(page, page + 1) for page in sorted(pages)) for pages in layers])
     highest = {page: number for number, pages in enumerate(layers) for page in pages}
     assert [(start, layer) for start, end, layer in parts for start in range(start, end)] == sorted(highest.items())
+
+
+def ranges_of(numbers: frozenset[int]) -> tuple[Range, ...]:
+    return tuple(Range(page * PAGE, (page + 1) * PAGE) for page in sorted(numbers))
+
+
+def pages_of(ranges: Sequence[Range]) -> list[int]:
+    return [page for start, end in ranges for page in range(start // PAGE, end // PAGE)]
+
+
+@given(st.frozensets(st.integers(0, 30)), st.frozensets(st.integers(0, 30)))
+def test_a_layer_that_takes_more_has_every_page_once(before: frozenset[int], added: frozenset[int]) -> None:
+    one, other = (memorywire.union(ranges_of(pages), ()) for pages in (before, added))
+    assert pages_of(memorywire.union(one, other)) == sorted(before | added)
+    assert pages_of(memorywire.union(other, one)) == sorted(before | added)
+
+
+@given(st.frozensets(st.integers(0, 60)), st.integers(1, 9))
+def test_slices_are_all_that_was_written_in_order_and_none_is_larger_than_wanted(
+    written: frozenset[int], most: int
+) -> None:
+    ranges = memorywire.union(ranges_of(written), ())
+    slices = list(thinning.slices(ranges, most * PAGE))
+    assert [page for ranges in slices for page in pages_of(ranges)] == sorted(written)
+    assert all(thinning.size(ranges) == most * PAGE for ranges in slices[:-1])
+    assert all(0 < thinning.size(ranges) <= most * PAGE for ranges in slices)
+
+
+@pytest.mark.parametrize(
+    ("written", "before", "answer"),
+    [(0, None, False), (16, None, False), (17, None, True), (64, 128, True), (65, 128, False), (10, 128, False)],
+)
+def test_a_round_is_made_for_much_and_only_while_it_gains_on_the_guest(
+    written: int, before: int | None, answer: bool
+) -> None:
+    assert thinning.worthwhile(written * MiB, before and before * MiB) is answer
 
 
 @given(st.binary(min_size=memorywire.HEADER_SIZE, max_size=memorywire.HEADER_SIZE), st.binary(max_size=96))

@@ -58,8 +58,8 @@ class Frozen(Protocol):
 class Saved(NamedTuple):
     """A running guest at one instant, in memory: whoever has it owns its descriptors, and calls hypervisor.saved.release.
 
-    `device` is QEMU's stream of device state in a sealed memfd, `memory` the guest's memory. `pause` is how long the guest stood
-    still, in seconds; `method` as in `Guest.cloning`. Both parts are None for disks alone.
+    `device` is QEMU's stream of device state in a sealed memfd, `memory` the guest's memory. `pause` is the longest that the guest stood
+    still at once, in seconds; `method` as in `Guest.cloning`. Both parts are None for disks alone.
     """
 
     device: int | None
@@ -284,9 +284,10 @@ class Guest(Protocol):
         """The names of the nodes that the writable disks write to, in the order of Launch.disks."""
         ...
 
-    async def flatten(self, progress: Callable[[float], None]) -> None:
+    async def flatten(self, progress: Callable[[float], None], name: str = "") -> None:
         """Copy into the first disk all that it takes from the files below it, except from the lowest, which it then stands on alone. The guest
-        runs meanwhile. Returns when that is durable; when cancelled or raising (Unavailable, OutcomeUnknown) the disk stands where it stood."""
+        runs meanwhile. `name` is what the disk's header says of that file, for people. Returns when that is durable; when cancelled or
+        raising (Unavailable, OutcomeUnknown) the disk stands where it stood."""
         ...
 
     async def resize_disk(self, size: int) -> None:

@@ -17,9 +17,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from roost import log
 from roost.errors import Conflict, OutcomeUnknown, RoostError, Unavailable
 from roost.host import failpoints, files
+from roost.hypervisor import thinning
 from roost.hypervisor.base import Overlay, Saved
 from roost.hypervisor.disks import Covers
 from roost.hypervisor.gate import Gate
+from roost.hypervisor.memfd import Range
 from roost.hypervisor.memory import Memory
 from roost.hypervisor.monitor import Monitor
 from roost.hypervisor.signals import Signals
@@ -41,6 +43,14 @@ class GuestMemory(Protocol):
 
     async def prepare(self) -> None:
         """Do what can be done before the guest is stopped, so that it stands still for less."""
+        ...
+
+    async def written(self) -> tuple[Range, ...]:
+        """What `freeze` would copy now, if it copies more slowly than the guest may stand still; the guest may run."""
+        ...
+
+    async def absorb(self, ranges: Sequence[Range]) -> None:
+        """Have these copied before the next `freeze`, which copies only what is written again; the guest stands still."""
         ...
 
     async def freeze(self) -> None:
@@ -88,12 +98,13 @@ async def take(scene: Scene, wish: Wish) -> Saved:
         await _refuse_blocked(scene)
         await scene.monitor.set_capabilities(*CAPABILITIES)
         await scene.memory.prepare()
+    longest = await _thin(scene) if wish.memory else 0.0
     async with Covers.prepared(scene.monitor, wish.overlays) as covers:
         parts = await _finish(log.spawn_task(_instant(scene, wish, covers), f"instant of {scene.uid}"))
     async with _closed_on_failure(parts.device):
         await failpoints.reach("checkpoint.resumed")
         memory = await scene.memory.seal() if wish.memory else None
-    return Saved(parts.device, memory, parts.pause, scene.memory.cloning)
+    return Saved(parts.device, memory, max(parts.pause, longest), scene.memory.cloning)
 
 
 async def save_devices(monitor: Monitor, signals: Signals) -> int:
@@ -134,6 +145,31 @@ async def _finish(instant: asyncio.Task[_Parts]) -> _Parts:
         if not instant.cancelled() and instant.exception() is None and (device := instant.result().device) is not None:
             os.close(device)
         raise
+
+
+async def _thin(scene: Scene) -> float:
+    """Have most of what the guest has written copied before the instant, in slices between which it runs at least half of the time.
+    Gives the longest that it stood still at once, in seconds."""
+    longest, before = 0.0, None
+    if await scene.monitor.query_status() != "running":
+        return longest
+    for _ in range(thinning.ROUNDS):
+        written = await scene.memory.written()
+        size = thinning.size(written)
+        if not thinning.worthwhile(size, before):
+            break
+        before = size
+        for ranges in thinning.slices(written):
+            pause = (await _finish(log.spawn_task(_absorb(scene, ranges), f"slice of {scene.uid}"))).pause
+            longest = max(longest, pause)
+            await asyncio.sleep(max(thinning.REST, pause))
+    return longest
+
+
+async def _absorb(scene: Scene, ranges: Sequence[Range]) -> _Parts:
+    async with scene.gate.shut(), _standing_still(scene) as stand:
+        await scene.memory.absorb(ranges)
+    return _Parts(None, stand.seconds)
 
 
 async def _instant(scene: Scene, wish: Wish, covers: Covers) -> _Parts:

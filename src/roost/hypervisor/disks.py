@@ -146,21 +146,29 @@ async def resize(monitor: Monitor, pid: int, size: int) -> None:
     await monitor.block_resize(disks[0].node, size)
 
 
-async def flatten(monitor: Monitor, signals: Signals, progress: Callable[[float], None]) -> None:
+class _Way(NamedTuple):
+    """The node that is to take all from above the other one, and what its header is to call that."""
+
+    top: str
+    lowest: str
+    name: str
+
+
+async def flatten(monitor: Monitor, signals: Signals, progress: Callable[[float], None], name: str) -> None:
     """See `base.Guest.flatten`."""
     await end_jobs(monitor, signals)
     chain = await _chain(monitor)
     if len(chain) > 2:  # else it stands on one file or none
-        await _stream(monitor, signals, chain, progress)
+        await _stream(monitor, signals, _Way(chain[0], chain[-1], name), progress)
         await prune(monitor)
     progress(1.0)
 
 
-async def _stream(monitor: Monitor, signals: Signals, chain: Sequence[str], progress: Callable[[float], None]) -> None:
+async def _stream(monitor: Monitor, signals: Signals, way: _Way, progress: Callable[[float], None]) -> None:
     job = f"{_JOB}{uuid.uuid4().hex[:12]}"
     with signals.expect("JOB_STATUS_CHANGE", frozenset({"pending", "concluded"}), job) as changes:
         try:
-            await monitor.block_stream(job, chain[0], chain[-1])
+            await monitor.block_stream(job, *way)
             await failpoints.reach("flatten.started")
             if await _work(monitor, job, changes, progress) == "pending":
                 await failpoints.reach("flatten.pending")

@@ -18,7 +18,7 @@ _DRAIN_SECONDS = 0.3
 _LOOK_SECONDS = 0.005
 
 
-class _Writer(asyncio.StreamWriter):
+class Writer(asyncio.StreamWriter):
     """Keeps what is written while the gate is shut, and sends it when it opens."""
 
     def __init__(
@@ -70,11 +70,11 @@ class Gate:
     """All connections to one guest's agents."""
 
     def __init__(self) -> None:
-        self._writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
+        self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()
         self._opened = asyncio.Event()
         self._opened.set()
 
-    async def connect(self, path: Path, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, path: Path, limit: int) -> tuple[asyncio.StreamReader, Writer]:
         """Like asyncio.open_unix_connection. Raises OSError."""
         await self._opened.wait()
         reader = asyncio.StreamReader(limit=limit)
@@ -82,7 +82,7 @@ class Gate:
         transport, _ = await asyncio.get_running_loop().create_unix_connection(
             lambda: protocol, sock=connect_unix(path)
         )
-        writer = _Writer(transport, protocol, reader)
+        writer = Writer(transport, protocol, reader)
         self._writers.add(writer)
         return reader, writer
 
@@ -101,12 +101,12 @@ class Gate:
                 writer.open()
             self._opened.set()
 
-    async def _drained(self, writers: list[_Writer]) -> None:
+    async def _drained(self, writers: list[Writer]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while any(_pending(writers)):  # noqa: ASYNC110 - the kernel wakes nobody; mostly nothing is left
                     await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _pending(writers: list[_Writer]) -> Iterator[int]:
+def _pending(writers: list[Writer]) -> Iterator[int]:
     return (writer.pending() for writer in writers)

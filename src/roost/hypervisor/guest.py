@@ -157,9 +157,9 @@ class QemuGuest:
         """The nodes that the writable disks write to."""
         return tuple(drive.node for drive in await disks.writable(self._qmp()))
 
-    async def flatten(self, progress: Callable[[float], None]) -> None:
+    async def flatten(self, progress: Callable[[float], None], name: str = "") -> None:
         """Let the first disk stand on its lowest file alone: see `base.Guest.flatten`."""
-        await disks.flatten(self._qmp(), self._signals, progress)
+        await disks.flatten(self._qmp(), self._signals, progress, name)
 
     async def resize_disk(self, size: int) -> None:
         """Grow the first disk, in bytes."""

@@ -20,7 +20,7 @@ from roost import log
 from roost.errors import CommandFailed, Invalid, NotFound, NotStarted, OutcomeUnknown
 from roost.hypervisor.agentwire import readable
 from roost.hypervisor.base import Chunk, Command, Setup
-from roost.hypervisor.gate import Gate
+from roost.hypervisor.gate import Gate, Writer
 from roost.hypervisor.setupscript import seal_script, setup_script, within
 
 MAX_LINE = 48 << 20
@@ -85,7 +85,11 @@ async def connect(path: Path, gate: Gate | None = None) -> GuestAgent:
     try:
         await agent.synchronise()
         with contextlib.suppress(CommandFailed):
-            await agent.thaw()  # an earlier daemon may have been killed in between
+            # An earlier daemon may have been killed in between.
+            await asyncio.shield(log.spawn_task(agent.thaw(), "thaw guest"))
+    except asyncio.CancelledError:
+        log.spawn_task(agent.leave(), "leave qemu-guest-agent")
+        raise
     except BaseException:
         await agent.close()
         raise
@@ -172,9 +176,11 @@ class GuestAgent:
 
     kind: Literal["roost", "qemu-ga", "ssh"] = "qemu-ga"
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         self._reader = reader
         self._writer = writer
+        self._number = secrets.randbits(31)
+        self._unanswered = 0
         self._turn = asyncio.Lock()
         self._lost = ""
         self._thawing: asyncio.Task[None] | None = None
@@ -186,12 +192,13 @@ class GuestAgent:
 
     async def synchronise(self) -> None:
         """Skip what an earlier client left, up to the answer to our own number. Raises NotStarted."""
-        number = secrets.randbits(31)
+        number = self._number
         request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
         skipped = 0
         while True:
             if self._writer.transport.get_write_buffer_size() == 0:
                 self._writer.write(b"\xff" + msgspec.json.encode(request) + b"\n")  # 0xff: empties the guest's parser
+                self._unanswered += 1
             try:
                 async with asyncio.timeout(_RESEND_SECONDS):
                     while not _is_sync(line := await self._line(), number):
@@ -200,9 +207,21 @@ class GuestAgent:
                             raise NotStarted(
                                 "qemu-guest-agent does not answer", f"{skipped} bytes of something else came"
                             )
+                    self._unanswered -= 1
                     return
             except TimeoutError:
                 continue
+
+    async def leave(self) -> None:
+        """Close, but hear first what was asked for: qemu-guest-agent that finds nobody to answer tries again at once, for ever, and takes a whole
+        processor for that; in every copy of the guest too."""
+        with contextlib.suppress(NotStarted, TimeoutError):
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                async with self._turn:
+                    # What QEMU has not taken from us goes with the connection: no agent has opened its port.
+                    while self._unanswered and not self._writer.pending():
+                        self._unanswered -= _is_sync(await self._line(), self._number)
+        await self.close()
 
     async def _line(self) -> bytes:
         try:
@@ -292,6 +311,7 @@ class GuestAgent:
 
     async def _thaw_later(self) -> None:
         await asyncio.sleep(_FROZEN_SECONDS)
+        self._thawing = None
         with contextlib.suppress(CommandFailed, NotStarted, OutcomeUnknown):
             await self._thaw()
 

@@ -37,6 +37,14 @@ class InPlace:
         """See `GuestMemory.prepare`."""
         await self._port.prepare()
 
+    async def written(self) -> tuple[Range, ...]:
+        """See `GuestMemory.written`."""
+        return await self._port.written()
+
+    async def absorb(self, ranges: Sequence[Range]) -> None:
+        """See `GuestMemory.absorb`."""
+        await self._port.absorb(ranges)
+
     async def freeze(self) -> None:
         """See `GuestMemory.freeze`."""
         await self._port.freeze()
@@ -75,6 +83,13 @@ class Copied:
     async def prepare(self) -> None:
         """Nothing can be done before."""
 
+    async def written(self) -> tuple[Range, ...]:
+        """Nothing can be absorbed."""
+        return ()
+
+    async def absorb(self, ranges: Sequence[Range]) -> None:
+        """Nothing can be absorbed."""
+
     async def freeze(self) -> None:
         """See `GuestMemory.freeze`."""
         await self.close()
@@ -105,6 +120,13 @@ class Lost:
     async def prepare(self) -> None:
         """Raises Unavailable: better now than while the guest stands still."""
         await self.freeze()
+
+    async def written(self) -> tuple[Range, ...]:
+        """Nothing can be absorbed."""
+        return ()
+
+    async def absorb(self, ranges: Sequence[Range]) -> None:
+        """Nothing can be absorbed."""
 
     async def freeze(self) -> None:
         """Raises Unavailable."""

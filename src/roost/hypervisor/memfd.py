@@ -14,6 +14,8 @@ from roost.model.meta import MiB
 
 FROZEN = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _NOEXEC_SEAL = 0x8  # MFD_NOEXEC_SEAL of linux/memfd.h, Linux 6.3
+_MAPS_LIMIT = 16 * MiB
+"""65530 mappings of 200 bytes."""
 _STEP = 256 * MiB
 """Bytes copied by one system call, so that a thread can be told to stop."""
 
@@ -108,14 +110,14 @@ def _copy_some(source: int, target: int, start: int, length: int) -> int:
     return os.pwrite(target, block, start)
 
 
-def find(maps: bytes, inode: int, size: int) -> int:
+def find(mapped: bytes, inode: int, size: int) -> int:
     """The address at which all of the file is mapped, in one piece or in several that lie side by side. Raises Unavailable.
 
     Only the inode is compared: the device that /proc/PID/maps shows is not always that of stat(2), as on btrfs and overlayfs.
     """
     pattern = rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) rw-s ([0-9a-f]{1,16}) [0-9a-f]+:[0-9a-f]+ %d(?: |$)" % inode
     first = end = length = 0
-    for match in re.finditer(pattern, maps, re.MULTILINE):
+    for match in re.finditer(pattern, mapped, re.MULTILINE):
         start, stop, offset = (int(number, 16) for number in match.groups())
         if offset != length or (length and start != end):
             raise Unavailable("a guest's memory can not be found", "QEMU has mapped it in a way that we do not know")
@@ -124,6 +126,24 @@ def find(maps: bytes, inode: int, size: int) -> int:
     if length != size:
         raise Unavailable("a guest's memory can not be found", f"QEMU has mapped {length} bytes of it, not {size}")
     return first
+
+
+def maps(pid: int) -> bytes:
+    """What a process has mapped, for `find`. Raises Unavailable."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            return file.read(_MAPS_LIMIT)
+    except OSError as error:
+        raise Unavailable("a guest's memory can not be found", f"/proc/{pid}/maps: {error.strerror}") from None
+
+
+def pagemap(pid: int) -> int:
+    """A descriptor, the caller's, that tells which pages a process has: in its jail it has no /proc to ask. Raises Unavailable."""
+    try:
+        return os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        why = f"/proc/{pid}/pagemap: {error.strerror}"
+        raise Unavailable("a guest's memory can not be looked at", why) from None
 
 
 def resident(descriptor: int) -> int:

@@ -13,27 +13,28 @@ import errno
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from roost import log
 from roost.errors import Conflict, RoostError, Unavailable
 from roost.host import memory as host_memory
-from roost.hypervisor import memfd
+from roost.hypervisor import memfd, thinning
 from roost.hypervisor.memfd import Range
-from roost.hypervisor.memorylink import MemoryLink, close_all
+from roost.hypervisor.memorylink import MemoryLink, close_all, to_the_end
 from roost.hypervisor.memorywire import (
     KEEP_LOWEST,
     PRIVATE,
     REPLACE,
     SHARED,
+    TOPMOST,
     Command,
     Part,
     Region,
     Reply,
     Request,
     topmost,
+    union,
 )
-from roost.model.meta import MiB
 
 VARIABLE = "ROOST_MEMORY_FD"
 """Environment variable that tells the library the number of its listening socket."""
@@ -47,11 +48,8 @@ _MOST_RANGES = 4000
 _MANY_RANGES = 8000
 """With as many in all layers together they all become one: mapping them takes 10 ms and more."""
 _MOST_IN_ALL = 24000
-"""Each makes two mappings at most, which must stay below vm.max_map_count, 65530; with as many a checkpoint waits too."""
-_MAPS_LIMIT = 16 * MiB
-"""65530 mappings of 200 bytes."""
-
-_T = TypeVar("_T")
+"""Each makes two mappings at most, which must stay below vm.max_map_count, 65530; with as many a checkpoint waits too. What one
+checkpoint adds without waiting is `_MOST_RANGES`, and `thinning.RANGES` in each of its rounds."""
 
 
 class Memory:
@@ -178,13 +176,14 @@ class MemoryPort:
         self._merging: asyncio.Task[None] | None = None
         self._merged: _Merged | None = None
         self._ranges: dict[int, tuple[Range, ...]] = {}  # of the layers, by their inodes; what is missing can be found
+        self._absorbing: int | None = None  # the inode of the layer that has absorbed pages since the last freeze
 
     @classmethod
     async def connect(cls, path: Path, pid: int) -> MemoryPort:
         """The library in process `pid`, by its socket. Call it once QEMU's monitor has greeted. Raises Unavailable when there is none
         (known at once, from who listens) or its host does not show us the process, OutcomeUnknown when it does not answer."""
         port = cls(path, pid)
-        os.close(port._pagemap())
+        os.close(memfd.pagemap(pid))
         await port._link.connect()
         return port
 
@@ -220,11 +219,41 @@ class MemoryPort:
             if self._shared:
                 await self._ask(Request(Command.PREPARE))
 
+    async def written(self) -> tuple[Range, ...]:
+        """What a freeze would copy now, to be thinned by `absorb` before; nothing while the guest's memory is shared."""
+        async with self._turn():
+            # With so many layers there would be none left for the freeze itself.
+            if self._shared or len(self._layers) >= _FULL:
+                return ()
+            return (await self._scan(PRIVATE, thinning.RANGES))[0]
+
+    async def absorb(self, ranges: Sequence[Range]) -> None:
+        """The guest stands still: what it has there leaves its own pages for a layer, a single one for all that is absorbed before the
+        next freeze. What the guest writes there later is its own again, and the freeze's."""
+        async with self._turn():
+            top = self._layers[-1]
+            absorbing, self._absorbing = self._absorbing, None
+            first = absorbing is None or _inodes([top]) != [absorbing]
+            target = memfd.create("roost-memory", self._region.length) if first else os.dup(top)
+            try:
+                await self._ask(Request(Command.COPY, parts=ranges, fds=[target]))
+                [inode] = _inodes([target])
+                # Before it is mapped: of a layer that may be mapped nothing must be missed, and what it has too much is correct as well.
+                self._ranges[inode] = union(() if first else self._known(target), ranges)
+                mapped = (
+                    Request(Command.MAP, parts=ranges, fds=[target]) if first else Request(Command.MAP, TOPMOST, ranges)
+                )
+                await self._map(mapped, self._layers)
+                self._absorbing = inode
+            finally:
+                os.close(target)
+
     async def freeze(self) -> None:
         """The guest stands still: from here on nothing writes to its memory as it is now, and it may go on at once, also after an error."""
         async with self._turn():
             if not self._layers:
                 raise Unavailable("a guest's memory was not frozen", "its library has not mapped it")
+            self._absorbing = None
             if self._shared:
                 await self._map(Request(Command.MAP, REPLACE, [Part(0, self._region.length)], self._layers), [])
                 self._shared = False
@@ -258,14 +287,14 @@ class MemoryPort:
     async def working_set(self) -> tuple[Range, ...]:
         """The pages that are present now, and small gaps between them."""
         async with self._turn():
-            return (await self._scan(0))[0]
+            return (await self._scan(0, _MOST_RANGES))[0]
 
     async def private(self) -> int:
         """Bytes of memory that the guest has written since it was frozen or made; all of its memory while it shares none."""
         async with self._turn():
             if self._shared:
                 return memfd.resident(self._layers[0])
-            return (await self._scan(PRIVATE))[1]
+            return (await self._scan(PRIVATE, _MOST_RANGES))[1]
 
     def moved(self, path: Path) -> None:
         """The library's socket has another name from now on."""
@@ -301,7 +330,7 @@ class MemoryPort:
                 await self._map(Request(Command.MAP, parts=ranges, fds=[added]), self._layers)
 
     async def _copy_written(self, target: int) -> tuple[Range, ...]:
-        pagemap = self._pagemap()
+        pagemap = memfd.pagemap(self._pid)
         try:
             request = Request(Command.COPY, PRIVATE, fds=[pagemap, target], most=_MOST_RANGES)
             return (await self._ask(request))[1]
@@ -323,7 +352,7 @@ class MemoryPort:
         layers = duplicates([*kept, *request.fds])
         mapping = log.spawn_task(self._try_to_map(request), "map a guest's memory")
         try:
-            await _to_the_end(mapping)
+            await to_the_end(mapping)
         finally:
             error = mapping.result()
             old, self._layers = (layers, self._layers) if error else (self._layers, layers)
@@ -393,22 +422,13 @@ class MemoryPort:
 
     # Talking -------------------------------------------------------------------------------------------------------------------
 
-    async def _scan(self, flags: int) -> tuple[tuple[Range, ...], int]:
-        pagemap = self._pagemap()
+    async def _scan(self, flags: int, most: int) -> tuple[tuple[Range, ...], int]:
+        pagemap = memfd.pagemap(self._pid)
         try:
-            reply, ranges = await self._ask(Request(Command.PRESENT, flags, fds=[pagemap], most=_MOST_RANGES))
+            reply, ranges = await self._ask(Request(Command.PRESENT, flags, fds=[pagemap], most=most))
         finally:
             os.close(pagemap)
         return ranges, min(reply.covered, self._region.length)
-
-    def _pagemap(self) -> int:
-        """Which pages the process has: in its jail it has no /proc, so it asks us for it."""
-        try:
-            return os.open(f"/proc/{self._pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Unavailable(
-                "a guest's memory can not be looked at", f"/proc/{self._pid}/pagemap: {error.strerror}"
-            ) from None
 
     async def _adopt(self, size: int) -> None:
         reply, _, layers = await self._link.exchange(Request(Command.LIST), self._region)
@@ -435,7 +455,7 @@ class MemoryPort:
     def _read_dummy(self, dummy: Path, size: int, target: int) -> None:
         """Find where QEMU has the dummy, and copy what it has already written there."""
         with _opened(dummy, size) as source:
-            address = memfd.find(_maps(self._pid), os.fstat(source).st_ino, size)
+            address = memfd.find(memfd.maps(self._pid), os.fstat(source).st_ino, size)
             self._region = self._region._replace(address=address, length=size)
             try:
                 memfd.copy(source, target, memfd.data(source))
@@ -446,17 +466,9 @@ class MemoryPort:
 
     def _read_parts(self, memory: Memory, dummy: Path) -> list[Part]:
         with _opened(dummy, memory.size) as source:
-            address = memfd.find(_maps(self._pid), os.fstat(source).st_ino, memory.size)
+            address = memfd.find(memfd.maps(self._pid), os.fstat(source).st_ino, memory.size)
             self._region = self._region._replace(address=address, length=memory.size)
         return memory.parts()
-
-
-def _maps(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            return file.read(_MAPS_LIMIT)
-    except OSError as error:
-        raise Unavailable("a guest's memory can not be found", f"/proc/{pid}/maps: {error.strerror}") from None
 
 
 def _empty(dummy: Path, size: int) -> None:
@@ -475,17 +487,6 @@ def _sealed(size: int, layers: list[int], ranges: Mapping[int, tuple[Range, ...]
         close_all(layers)
         raise
     return Memory(size, layers, ranges)
-
-
-async def _to_the_end(task: asyncio.Task[_T]) -> _T:
-    """Wait for it, and let nobody cancel it; who tried has his way afterwards."""
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        raise
 
 
 def _inodes(descriptors: Iterable[int]) -> list[int]:

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from pathlib import Path
+from typing import TypeVar
 
 from roost.errors import OutcomeUnknown, Unavailable
 from roost.host import sockets
@@ -32,6 +33,8 @@ _SECONDS = 30.0
 """To copy 1 GiB that the guest has written takes half a second; a host that swaps needs longer."""
 _GREETING_SECONDS = 5.0
 _WHAT = "a guest's memory can not be mapped"
+
+_T = TypeVar("_T")
 
 
 class MemoryLink:
@@ -113,6 +116,17 @@ def close_all(descriptors: list[int] | tuple[int, ...]) -> None:
     """Close every one of them."""
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+async def to_the_end(task: asyncio.Task[_T]) -> _T:
+    """Wait for it, and let nobody cancel it; who tried has his way afterwards."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        raise
 
 
 async def _receive(connection: socket.socket, size: int) -> tuple[Reply, tuple[Range, ...], list[int]]:

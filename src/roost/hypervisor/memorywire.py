@@ -12,7 +12,7 @@ from roost.hypervisor.memfd import Range
 UNIT = 4096
 MAX_LAYERS = 16
 MAX_RANGES = 65536
-REPLACE, SHARED, PRIVATE, KEEP_LOWEST = 1, 2, 4, 8
+REPLACE, SHARED, PRIVATE, KEEP_LOWEST, TOPMOST = 1, 2, 4, 8, 16
 _MAGIC = b"RSM1"
 _HEADER = struct.Struct("<4sIiIIIQQIIQ")
 _RANGE = struct.Struct("<QII")
@@ -49,6 +49,11 @@ def topmost(layers: Sequence[Sequence[Range]]) -> list[Part]:
         parts += [Part(start, end, layer) for start, end in free]
         covered = list(_joined(sorted(covered + free)))
     return sorted(parts)
+
+
+def union(one: Sequence[Range], other: Sequence[Range]) -> tuple[Range, ...]:
+    """Every byte that one of them has, once and in order. Each one's ranges are in order and apart."""
+    return tuple(_joined(sorted([*one, *_without(other, one)])))
 
 
 def _without(ranges: Sequence[Range], covered: Sequence[Range]) -> Iterator[Range]:

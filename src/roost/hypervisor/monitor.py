@@ -273,10 +273,11 @@ class Monitor:
         actions = [{"type": "blockdev-snapshot", "data": {"node": node, "overlay": overlay}} for node, overlay in pairs]
         await self._call("transaction", {"actions": actions})
 
-    async def block_stream(self, job: str, node: str, base: str) -> None:
-        """Begin a job that copies into `node` what is between it and `base`; it waits to be finalised and dismissed."""
+    async def block_stream(self, job: str, node: str, base: str, name: str = "") -> None:
+        """Begin a job that copies into `node` what is between it and `base`, which the header then calls `name` ("": as QEMU does); it waits to be
+        finalised and dismissed."""
         arguments = {"job-id": job, "device": node, "base-node": base, "auto-finalize": False, "auto-dismiss": False}
-        await self._call("block-stream", arguments)
+        await self._call("block-stream", {**arguments, "backing-file": name} if name else arguments)
 
     async def block_resize(self, node: str, size: int) -> None:
         """Change a disk's size, in bytes."""

@@ -68,8 +68,7 @@ class Qemu:
         known = await asyncio.to_thread(record.read, machine, uid)
         guest = await _adopt(machine, known) if known is not None else None
         if guest is None:
-            if known is not None:
-                await record.end_remains(known)
+            await record.end_remains(uid, known)
             await asyncio.to_thread(files.remove_tree, machine.live)
         return guest
 

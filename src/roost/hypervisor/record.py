@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from roost.errors import RoostError
-from roost.host import files, processes
+from roost.host import cgroups, files, processes
 from roost.host.cgroups import CGroup
 from roost.host.jail import Jailed
 from roost.host.paths import MachineFiles
@@ -86,11 +87,14 @@ def find(entry: Entry) -> Inmate | None:
     return Inmate(entry.process, pidfd, CGroup(tuple(map(Path, entry.cgroup))) if entry.cgroup else None)
 
 
-async def end_remains(record: Record) -> None:
-    """The other processes of a machine that is gone, and the control groups."""
-    for entry in (*record.beside, record.qemu):
+async def end_remains(uid: str, record: Record | None) -> None:
+    """The other processes of a machine that is gone, and the control groups: also those of a start that a daemon died in, of which the
+    record does not tell yet."""
+    for entry in (*record.beside, record.qemu) if record is not None else ():
         inmate = find(entry)
         if inmate is not None:
             await inmate.end()
-        elif entry.cgroup:
-            await CGroup(tuple(map(Path, entry.cgroup))).remove()
+    names = {uid, record.uid, record.identity or uid} if record is not None else {uid}
+    for name in sorted(names):
+        for group in await asyncio.to_thread(cgroups.find, name):
+            await group.remove()
