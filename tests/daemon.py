@@ -39,7 +39,10 @@ class _Local(HTTPConnection):
 
 
 class Daemon:
-    """A daemon with its own state (with the pool's images linked in) and run directory; `stop` and `start` keep them."""
+    """A daemon with its own state (with the pool's images linked in) and run directory; `stop` and `start` keep them.
+
+    What it launches by `roost` boots: the first machine of each kind would make a template first. Tests of templates set `cold` False.
+    """
 
     def __init__(self, **environ: str) -> None:
         self.state = pool.new_state()
@@ -53,6 +56,7 @@ class Daemon:
             **environ,
         }
         self.environ.pop("ROOST_HOST", None)
+        self.cold = True
         self.process: subprocess.Popen[bytes] | None = None
         self.uids: set[str] = set()
         self.served = False
@@ -120,8 +124,9 @@ class Daemon:
         self, *arguments: str, stdin: bytes | None = None, timeout: float = 180.0, check: bool = True, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command line verb to its end; `check` fails the test when its exit code is not 0."""
+        cold = ["--cold"] if self.cold and arguments[0] == "launch" and "--cold" not in arguments else []
         done = subprocess.run(
-            [*ROOST, *arguments],
+            [*ROOST, *arguments, *cold],
             env={**self.environ, **environ},
             input=stdin or b"",
             capture_output=True,

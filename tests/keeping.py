@@ -133,6 +133,7 @@ class FakeCheckpoints(Checkpoints):
     """A register that outlives a "restart" like a disk does: hand the same one to the next."""
 
     def __init__(self) -> None:
+        self._damaged = set()
         self.disk: dict[str, Checkpoint] = {}
         self.refuse: Exception | None = None
         self.stall = asyncio.Event()

@@ -12,6 +12,7 @@ import pytest
 
 from roost.host.failpoints import POINTS
 from tests.daemon import ROOST, Daemon
+from tests.live.test_warm import templates
 
 ON_LAUNCH = tuple(
     point
@@ -27,6 +28,9 @@ ON_LAUNCH = tuple(
 
 ON_IMAGE = ("machine.find-image", "machine.await-image")
 """Where a launch also passes when its project does not know the image yet."""
+
+FROM_TEMPLATE = ("machine.find-origin", "machine.fork", "fork.spawned", "fork.mapped", "fork.loaded", "machine.started")
+"""Where a launch passes that goes on from a template."""
 
 ON_STOP = ("machine.press-power", "machine.await-end", "machine.settle-exit", "machine.show-stopped")
 ON_PAUSE = ("machine.pause",)
@@ -98,6 +102,22 @@ def test_a_daemon_killed_during_a_launch(victim: Daemon, point: str) -> None:
     assert again.returncode in (0, 4)
     _phase(victim, "child", "running")
     victim.roost("exec", "child", "--", "true")
+    _survivor_answers(victim, pid)
+
+
+@pytest.mark.parametrize("point", FROM_TEMPLATE)
+def test_a_daemon_killed_during_a_launch_from_a_template(
+    victim: Daemon, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(victim, "cold", False)
+    pid = _pid(victim)
+    victim.roost("launch", "tiny", "first", "--memory", "128MiB", timeout=300)
+    templates(victim)
+    _arm(victim, point)
+    _dies(victim, lambda: victim.roost("launch", "tiny", "child", "--memory", "128MiB", check=False, timeout=60))
+    victim.start()
+    _phase(victim, "child", "running")
+    assert victim.roost("exec", "child", "--", "hostname").stdout.strip() == "child"
     _survivor_answers(victim, pid)
 
 

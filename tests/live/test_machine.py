@@ -191,12 +191,9 @@ def test_every_layer_of_the_jail_holds(daemon: Daemon, tiny: str) -> None:
     ]
     assert shared == []
     targets = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    foreign = [
-        target
-        for target in targets
-        if not target.startswith(("socket:", "anon_inode:", "/dev/null", "/memfd:", "pipe:", "/dev/urandom"))
-    ]
-    assert foreign == []
+    ours = ("socket:", "anon_inode:", "/dev/null", "/memfd:", "pipe:", "/dev/urandom")
+    foreign = [target for target in targets if not target.startswith(ours)]
+    assert [Path(target).name for target in foreign] == ["memory (deleted)"], "QEMU knows its memory by an empty file"
     assert not (Path(f"/proc/{pid}/root/proc").exists() and any(Path(f"/proc/{pid}/root/proc").iterdir()))
     assert shown["isolation"]["boundary"] == "jail"
 

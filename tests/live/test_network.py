@@ -60,7 +60,7 @@ def network_of(daemon: Daemon, name: str) -> list[int]:
     """The processes that are a machine's network, from its record."""
     uid = daemon.json("show", name)["meta"]["uid"]
     record = json.loads((daemon.run / "machines" / uid / "process.json").read_text())
-    return [entry["process"]["pid"] for entry in record["network"]]
+    return [entry["process"]["pid"] for entry in record["beside"]]
 
 
 def wait_gone(*pids: int, seconds: float = 10) -> list[int]:

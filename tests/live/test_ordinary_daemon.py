@@ -166,6 +166,21 @@ def test_its_network_needs_no_privilege(somebody: Ordinary, mine: dict[str, Any]
     assert "inet 10.0.2.15/24" in somebody.roost("exec", "mine", "--", "sh", "-c", wait).stdout
 
 
+def test_a_user_has_templates_copies_and_snapshots_too(somebody: Ordinary, mine: dict[str, Any]) -> None:
+    somebody.roost("launch", "tiny", "second")
+    assert somebody.show("second")["status"]["timing"]["path"] == "warm"
+    somebody.roost("exec", "mine", "--", "sh", "-c", "echo remembered >/run/nonce")
+    somebody.roost("snapshot", "mine", "kept")
+    somebody.roost("clone", "mine", "kid")
+    said = somebody.roost("exec", "kid", "--", "sh", "-c", "hostname; cat /run/nonce")
+    assert said.stdout.split() == ["kid", "remembered"]
+    somebody.roost("exec", "mine", "--", "rm", "/run/nonce")
+    somebody.roost("restore", "mine", "kept", "--yes")
+    assert somebody.roost("exec", "mine", "--", "cat", "/run/nonce").stdout == "remembered\n"
+    somebody.roost("delete", "second", "kid", "--yes")
+    somebody.roost("delete", "snapshot", "mine.kept", "--yes")
+
+
 def test_stop_and_delete_leave_nothing(somebody: Ordinary, mine: dict[str, Any]) -> None:
     somebody.roost("stop", "mine")
     stopped = somebody.show("mine")["status"]

@@ -26,6 +26,26 @@ def own(new_daemon: Callable[..., Daemon]) -> Daemon:
     return warm(new_daemon())
 
 
+@pytest.fixture(scope="module")
+def with_template() -> Iterator[Daemon]:
+    """A daemon that has the template of `launch`. Prefer `kept`."""
+    daemon = warm(Daemon())
+    try:
+        launch(daemon, "a")
+        yield daemon
+    finally:
+        left = daemon.close()
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def kept(with_template: Daemon) -> Iterator[Daemon]:
+    """The same daemon without any machine, before and after the test."""
+    with_template.delete_machines()
+    yield with_template
+    with_template.delete_machines()
+
+
 def warm(daemon: Daemon, **environ: str) -> Daemon:
     """The daemon, started; its machines go on from templates."""
     daemon.cold = False
@@ -86,40 +106,36 @@ def test_a_cold_start_is_there_for_the_asking(own: Daemon) -> None:
     assert templates(own) == set()
 
 
-def test_templates_outlive_the_daemon(own: Daemon) -> None:
-    launch(own, "a")
-    before = templates(own)
-    own.stop()
-    own.start()
-    assert launch(own, "b")["timing"]["path"] == "warm"
-    assert templates(own) == before
+def test_templates_outlive_the_daemon(kept: Daemon) -> None:
+    before = templates(kept)
+    kept.stop()
+    kept.start()
+    assert launch(kept, "b")["timing"]["path"] == "warm"
+    assert templates(kept) == before
 
 
 @pytest.mark.fault(46)
 @pytest.mark.parametrize("file", ["memory", "device", "checkpoint.json"])
-def test_a_template_that_somebody_touched_is_never_loaded(own: Daemon, file: str) -> None:
-    launch(own, "a")
-    (before,) = templates(own)
-    own.stop()
-    touched = own.state / "checkpoints" / before / file
+def test_a_template_that_somebody_touched_is_never_loaded(kept: Daemon, file: str) -> None:
+    (before,) = templates(kept)
+    kept.stop()
+    touched = kept.state / "checkpoints" / before / file
     with touched.open("r+b") as stream:
         stream.seek(-touched.stat().st_size // 2, os.SEEK_END)
         byte = stream.read(1)
         stream.seek(-1, os.SEEK_CUR)
         stream.write(bytes([byte[0] ^ 1]))
-    own.start()
-    assert launch(own, "b")["timing"]["path"] == "warm"
-    assert before not in templates(own)
-    assert answer(own, "b")[0] == "b"
+    kept.start()
+    assert launch(kept, "b")["timing"]["path"] == "warm"
+    assert before not in templates(kept)
+    assert answer(kept, "b")[0] == "b"
 
 
-def test_the_image_takes_its_templates_with_it(own: Daemon) -> None:
-    launch(own, "a")
-    templates(own)
-    own.roost("delete", "a", "--yes")
-    own.roost("image", "delete", "tiny", "--yes", timeout=60)
+def test_the_image_takes_its_templates_with_it(kept: Daemon) -> None:
+    assert templates(kept)
+    kept.roost("image", "delete", "tiny", "--yes", timeout=60)
     deadline = time.monotonic() + 30
-    while templates(own):
+    while templates(kept):
         assert time.monotonic() < deadline, "a template of an image that is gone stays"
         time.sleep(0.2)
 
@@ -169,6 +185,22 @@ def merging_asked_for() -> Iterator[None]:
 
 
 @pytest.fixture
+def bounded(group: Path, new_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
+    """A daemon in that group, with a machine "first"; it has ended when the group is removed."""
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        daemon = warm(new_daemon())
+    finally:
+        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+    launch(daemon, "first")
+    yield daemon
+    assert daemon.process is not None
+    assert daemon.process.poll() is None
+    daemon.delete_machines()
+    daemon.stop()
+
+
+@pytest.fixture
 def group() -> Iterator[Path]:
     """A control group with 1 GiB of memory below our own, of whichever version."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
@@ -189,32 +221,39 @@ def group() -> Iterator[Path]:
 
 @pytest.mark.fault(48)
 @needs_root
-def test_a_storm_of_forks_ends_in_refusals_and_nobody_is_killed(group: Path, new_daemon: Callable[..., Daemon]) -> None:
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    try:
-        daemon = warm(new_daemon())
-    finally:
-        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
-    launch(daemon, "first")
+def test_a_storm_of_forks_ends_in_refusals_and_nobody_is_killed(bounded: Daemon) -> None:
     wanted = [f"m{number}" for number in range(20)]
     spec = {"image": "tiny", "memory": 128 * MiB}
     with ThreadPoolExecutor(8) as threads:
         document = {"kind": "machine", "project": "default"}
         asked = threads.map(
-            lambda name: daemon.request("POST", "/v1/machines", {**document, "name": name, "spec": spec})[0],
+            lambda name: bounded.request("POST", "/v1/machines", {**document, "name": name, "spec": spec})[0],
             wanted,
         )
         assert set(asked) == {201}
-    told = settled(daemon, {*wanted, "first"})
+    assert 2 <= len(refused(bounded, {*wanted, "first"})) <= 18
+
+
+@pytest.mark.fault(48)
+@needs_root
+def test_a_storm_of_clones_ends_in_refusals_and_nobody_is_killed(bounded: Daemon) -> None:
+    boot = bounded.roost("exec", "first", "--", "cat", "/proc/sys/kernel/random/boot_id").stdout
+    done = bounded.roost("clone", "first", "kid", "--count", "50", check=False)
+    assert "MiB are left" in done.stderr
+    assert 30 <= len(refused(bounded, {*(f"kid-{number}" for number in range(1, 51)), "first"})) <= 48
+    assert bounded.roost("exec", "first", "--", "cat", "/proc/sys/kernel/random/boot_id").stdout == boot
+    uids = {item["meta"]["uid"] for item in bounded.machines() if item["status"]["phase"] == "failed"}
+    assert not uids & {entry.name for entry in (bounded.state / "machines").iterdir()}
+
+
+def refused(daemon: Daemon, names: set[str]) -> set[str]:
+    """The machines that were refused for want of memory; the others run."""
+    told = settled(daemon, names)
     failed = {name: status["error"] for name, status in told.items() if status["phase"] == "failed"}
-    assert 2 <= len(failed) <= 18
     assert {error["code"] for error in failed.values()} == {"unavailable"}
     assert all("MiB are left" in error["why"] and error["fix"] for error in failed.values())
     assert {status["phase"] for name, status in told.items() if name not in failed} == {"running"}
-    assert daemon.process is not None
-    assert daemon.process.poll() is None
-    daemon.delete_machines()
-    daemon.stop()
+    return set(failed)
 
 
 def settled(daemon: Daemon, names: set[str]) -> dict[str, Any]:

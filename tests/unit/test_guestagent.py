@@ -9,6 +9,7 @@ import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +82,28 @@ async def test_output_and_code_come_when_the_command_has_ended_and_a_cut_is_told
 async def test_what_an_earlier_client_left_is_skipped() -> None:
     async with talking(good, greeting=b'{"return": 1}\n\xff{"return": 99}\ngarbage\n') as client:
         await client.ping(5)
+
+
+async def test_one_that_another_agent_was_quicker_than_is_heard_out_before_it_is_left(tmp_path: Path) -> None:
+    asked, left, answer = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = json.loads((await reader.readline()).lstrip(b"\xff"))["arguments"]["id"]
+        asked.set()
+        await answer.wait()
+        assert not reader.at_eof()
+        writer.write(b"\xff" + json.dumps({"return": number}).encode() + b"\n")
+        assert await reader.read() == b""
+        left.set()
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, tmp_path / "socket"):
+        connecting = asyncio.ensure_future(guestagent.connect(tmp_path / "socket"))
+        await asked.wait()
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        answer.set()
+        await asyncio.wait_for(left.wait(), 5)
 
 
 async def test_input_is_collected_until_its_end() -> None:

@@ -40,7 +40,7 @@ class Slow:
         self.end = asyncio.Event()
         self.fail: Exception | None = None
 
-    async def __call__(self, progress: Callable[[float], None]) -> None:
+    async def __call__(self, progress: Callable[[float], None], name: str = "") -> None:
         self.begun += 1
         progress(0.5)
         try:

@@ -18,6 +18,7 @@ from roost.model.event import Event
 from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec, MachineStatus
 from roost.model.meta import Arch, Meta
+from roost.model.snapshot import Snapshot, SnapshotSpec
 from roost.storage.manifest import Manifest, Progress
 from roost.store.memory import MemoryStore
 
@@ -82,10 +83,14 @@ class FakeStands:
 
     def __init__(self) -> None:
         self.there: set[str] = set()
+        self.kept: set[str] = set()
         self.forgotten: list[str] = []
 
     def images(self) -> set[str]:
         return self.there
+
+    def snapshots(self, digest: str) -> set[str]:
+        return self.kept
 
     async def forget_image(self, digest: str) -> None:
         self.forgotten.append(digest)
@@ -240,6 +245,22 @@ async def test_an_image_that_a_machine_of_any_project_uses_stays_and_says_so(wor
     error = (await world.image()).status.error
     assert error is not None
     assert "other/web" in error.why
+    assert "sha256:1" in world.pool.there
+
+
+@pytest.mark.fault(7)
+async def test_a_deletion_waits_for_snapshots_and_names_them(world: World) -> None:
+    world.stands.kept = {"kept"}
+    spec = SnapshotSpec(machine="web")
+    await world.put(
+        "snapshots/other/web.one", Snapshot(project="other", name="web.one", meta=Meta(uid="kept"), spec=spec)
+    )
+    await world.put(KEY, image(deleting="now", status=READY))
+    with pytest.raises(Retry):
+        await world.reconciler.reconcile(KEY)
+    error = (await world.image()).status.error
+    assert error is not None
+    assert "snapshot other/web.one" in error.why
     assert "sha256:1" in world.pool.there
 
 

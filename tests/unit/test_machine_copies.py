@@ -11,14 +11,15 @@ import msgspec
 import pytest
 
 from roost.control.origins import MOMENT_SECONDS
+from roost.control.records import Records
 from roost.control.warmth import Cold
-from roost.errors import Conflict, Unavailable
-from roost.hypervisor.base import Launch
+from roost.errors import CommandFailed, Conflict, Unavailable
+from roost.hypervisor.base import Launch, Setup
 from roost.model import codec
 from roost.model.machine import Machine, MachineSpec, Restore, Source
 from roost.model.meta import GiB, Meta, MiB
 from roost.model.snapshot import Snapshot, SnapshotSpec, SnapshotStatus
-from roost.testing.hypervisor import FakeGuest
+from roost.testing.hypervisor import FakeAgent, FakeGuest
 from tests.control_plane import READY, WEB, Bench, spec
 
 
@@ -56,6 +57,84 @@ async def test_a_copy_becomes_another_machine_before_it_is_plugged_in(bench: Ben
     setup = guest(bench, kid).answering.setups[-1]
     assert (setup.hostname, len(setup.entropy), len(setup.host_keys)) == ("kid", 64, 2)
     assert guest(bench, kid).link_up
+
+
+async def test_a_copy_whose_agent_does_not_answer_ends_and_is_never_plugged_in(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.control.custody.TWIN_SECONDS", 0.01)
+    bench.hypervisor.silent = True
+    await bench.put(copy("kid"))
+    silent = guest(bench, await bench.get("kid"))
+    await asyncio.wait_for(silent.wait(), 5)
+    await bench.settle()
+    kid = await bench.get("kid")
+    assert (kid.status.phase, kid.status.born, silent.link_up, await silent.state()) == ("failed", False, False, "gone")
+    assert kid.status.error is not None
+    assert "does not answer" in kid.status.error.why
+    assert not bench.paths.machine(kid.meta.uid).keep.exists()
+    assert await guest(bench).state() == "running"
+
+
+async def test_a_copy_that_could_not_be_set_up_is_never_plugged_in(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(agent: FakeAgent, setup: Setup) -> None:
+        raise CommandFailed("the guest was not set up", "it has no random numbers to spare")
+
+    monkeypatch.setattr(FakeAgent, "setup", refuse)
+    kid = await bench.put(copy("kid"))
+    assert kid.status.phase == "failed"
+    assert not guest(bench, kid).link_up
+    assert kid.status.error is not None
+    assert "random numbers" in kid.status.error.why
+
+
+async def test_an_agent_that_falls_silent_does_not_hold_up_a_deletion_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.control.starting.SETUP_SECONDS", 0.01)
+    answered: list[str] = []
+
+    async def once(guest: FakeGuest) -> FakeAgent:
+        if guest.launch.uid in answered:
+            await asyncio.Event().wait()
+        answered.append(guest.launch.uid)
+        return guest.answering
+
+    monkeypatch.setattr(FakeGuest, "agent", once)
+    kid = await bench.put(copy("kid"))
+    assert kid.status.phase == "failed"
+
+
+async def test_a_copy_of_a_machine_that_comes_up_waits_for_it(bench: Bench) -> None:
+    bench.hypervisor.silent = True
+    await bench.put(copy("kid-1"))
+    await bench.put(copy("kid-2", machine="kid-1", moment="n"))
+    waiting = await bench.get("kid-2")
+    guest(bench, await bench.get("kid-1")).speak()
+    bench.hypervisor.silent = False
+    await bench.settle()
+    await bench.clock.advance(1)
+    await bench.settle()
+    after = await bench.get("kid-2")
+    assert (waiting.status.phase, after.status.phase, after.status.origin) == ("pending", "running", "machine kid-1")
+
+
+async def test_a_copy_asked_of_a_daemon_that_ended_is_made_by_the_next(bench: Bench) -> None:
+    await bench.end()
+    await bench.store.put("machines/default/a-kid", codec.encode(copy("a-kid")), expect=0)
+    bench.begin()
+    await bench.settle()
+    assert (await bench.get("a-kid")).status.phase == "running"
+
+
+async def test_an_instant_outlives_the_name_of_what_it_is_of(bench: Bench) -> None:
+    await bench.put(copy("kid-1"))
+    web = await bench.get()
+    await Records(bench.store).remove("machines/default/web", web.meta.revision)
+    kid = await bench.put(copy("kid-2"))
+    assert (kid.status.phase, guest(bench).checkpoints) == ("running", 1)
 
 
 async def test_an_exact_copy_stays_what_it_was_and_unplugged(bench: Bench) -> None:
@@ -149,12 +228,12 @@ async def test_a_half_taken_instant_is_settled_by_the_next_daemon(bench: Bench) 
     assert bench.layers.base_of(files, "").layer == "layer-1"
 
 
-async def snapshot(bench: Bench, *, memory: bool) -> None:
+async def snapshot(bench: Bench, *, memory: bool, of: str = WEB.meta.uid) -> None:
     """A snapshot `web.ready`, as the reconciler of snapshots leaves it."""
     uid = "5" * 8
     checkpoint = await bench.taker.take(await bench.get(), memory=memory, uid=uid)
     bench.checkpoints.hold(checkpoint)
-    status = SnapshotStatus(phase="ready", machine_uid=WEB.meta.uid, memory=memory)
+    status = SnapshotStatus(phase="ready", machine_uid=of, memory=memory)
     made = Snapshot(name="web.ready", meta=Meta(uid=uid), spec=SnapshotSpec(machine="web"), status=status)
     await bench.store.put("snapshots/default/web.ready", codec.encode(made))
 
@@ -186,6 +265,26 @@ async def test_a_restore_of_what_is_not_there_leaves_the_machine_running(bench: 
     web = await bench.wish(spec(restore=Restore(snapshot="web.lost", serial=1)))
     assert (web.status.phase, web.status.restored, await guest(bench).state()) == ("running", 1, "running")
     assert web.status.error is not None
+
+
+async def test_a_machine_is_never_put_back_to_what_was_another(bench: Bench) -> None:
+    await snapshot(bench, memory=True, of="another")
+    web = await bench.wish(spec(restore=Restore(snapshot="web.ready", serial=1)))
+    assert (web.status.phase, await guest(bench).state()) == ("running", "running")
+    assert web.status.error is not None
+    assert "is of another machine" in web.status.error.why
+
+
+@pytest.mark.fault(40)
+async def test_a_machine_is_not_given_up_for_a_memory_that_this_qemu_does_not_take(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await snapshot(bench, memory=True)
+    monkeypatch.setattr(bench.hypervisor, "shape", lambda launch: "another")
+    web = await bench.wish(spec(restore=Restore(snapshot="web.ready", serial=1)))
+    assert (web.status.phase, web.status.restored, await guest(bench).state()) == ("running", 1, "running")
+    assert web.status.error is not None
+    assert "saved by another QEMU" in web.status.error.why
 
 
 @pytest.mark.fault(40)
@@ -225,6 +324,7 @@ async def test_a_launch_goes_on_from_its_template(bench: Bench) -> None:
     fresh = await bench.put(NEXT)
     launch: Launch = bench.hypervisor.launches[-1]
     assert (fresh.status.timing.path, fresh.status.origin) == ("warm", "template disk")
+    assert fresh.status.warnings == ("emulated, so slow: no KVM here",)
     assert launch.saved is not None
     assert launch.spare
 

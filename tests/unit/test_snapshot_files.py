@@ -11,8 +11,10 @@ import pytest
 
 from roost.control.checkpoints import Checkpoints
 from roost.control.custody import Custody
+from roost.control.examination import examine
 from roost.control.housekeeping import SETTLE
 from roost.control.taking import Parts, Taker
+from roost.errors import Unavailable
 from roost.host import files
 from roost.model.machine import Machine
 from roost.model.meta import GiB, MiB
@@ -129,6 +131,44 @@ async def test_what_is_kept_is_found_by_the_next_daemon(disk: Disk) -> None:
     await disk.loop.settle()
     assert (disk.below("one"), (await disk.get("web.one")).status.phase) == (below, "ready")
     assert len(await disk.tidy()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 300])
+async def test_a_snapshot_whose_description_is_damaged_stays_and_says_so(disk: Disk, content: bytes) -> None:
+    await take(disk, "one")
+    layers = await disk.tidy()
+    manifest = disk.paths.checkpoint("one").manifest
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(content)
+    await disk.kill()
+    disk.begin()
+    await disk.checkpoints.begin({"one"})
+    await disk.loop.settle()
+    with pytest.raises(Unavailable, match="damaged"):
+        await disk.checkpoints.load("one")
+    found = await examine(disk.records, disk.layers, disk.checkpoints, disk.paths)
+    assert [finding.name for finding in found if "damaged" in finding.detail] == ["snapshot default/web.one"]
+    gone(WEB, disk)
+    assert await disk.tidy() == layers, "nothing that it may stand on is removed"
+    manifest.write_bytes(whole)
+    await disk.kill()
+    disk.begin()
+    await disk.checkpoints.begin({"one"})
+    assert len(disk.below("one")) == 2
+    await disk.delete("web.one")
+
+
+async def test_a_damaged_snapshot_can_be_deleted(disk: Disk) -> None:
+    await take(disk, "one")
+    disk.paths.checkpoint("one").manifest.unlink()
+    disk.paths.checkpoint("one").manifest.write_bytes(b"")
+    await disk.kill()
+    disk.begin()
+    await disk.checkpoints.begin({"one"})
+    gone(WEB, disk)
+    await disk.delete("web.one")
+    assert (await disk.tidy(), disk.left()) == ([], [])
 
 
 async def test_what_a_snapshot_takes_becomes_its_own_when_its_machine_is_gone(disk: Disk) -> None:

@@ -249,6 +249,17 @@ async def test_without_memory_for_the_template_the_machine_is_told(host: Host) -
     assert host.left() == []
 
 
+async def test_what_failed_with_an_image_that_went_is_tried_again_with_the_next(host: Host) -> None:
+    host.memory = 128 * MiB
+    await host.look()
+    await host.passes(0)
+    host.memory = 64 * GiB
+    failed = await host.look()
+    await host.warm.forget_image(MANIFEST.digest)
+    assert isinstance(failed, Cold)
+    assert await host.look() == "making"
+
+
 async def test_a_template_that_panics_is_not_waited_for(host: Host) -> None:
     host.hypervisor.silent = True
     await host.look()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -98,18 +98,29 @@ class Checkpoints:
         self._loading: dict[str, asyncio.Task[Checkpoint]] = {}
         self._pins: Counter[str] = Counter()
         self._doomed: set[str] = set()
+        self._damaged: set[str] = set()
         self._besides: list[Callable[[], Iterable[Base]]] = []
 
-    async def begin(self) -> None:
-        """At daemon start: find what is kept, and remove what an earlier daemon left half written."""
+    async def begin(self, owned: Set[str] = frozenset()) -> None:
+        """At daemon start: find what is kept, and remove what an earlier daemon left half written. What was written whole and can not be read
+        any more stays when its id is among the `owned`: somebody may have a backup of the file, and want the rest."""
         self._paths.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key = await asyncio.to_thread(_read_key, self._paths.checkpoint_key)
         for directory in sorted(self._paths.checkpoints.iterdir()):
-            record = _decode(await asyncio.to_thread(sealed.peek, self._paths.checkpoint(directory.name)))
-            if record is None or record.id != directory.name:
-                await asyncio.to_thread(files.remove_tree, directory)
-            else:
+            place = self._paths.checkpoint(directory.name)
+            record = _decode(await asyncio.to_thread(sealed.peek, place))
+            if record is not None and record.id == directory.name:
                 self._kept[record.id] = record
+            elif directory.name in owned and place.manifest.exists():
+                self._damaged.add(directory.name)
+                log.get(__name__).error("a snapshot is damaged", file=str(place.manifest))
+            else:
+                await asyncio.to_thread(files.remove_tree, directory)
+
+    @property
+    def damaged(self) -> Set[str]:
+        """The ids of those that can not be read: what they stand on is not known, so that no layer can be told to be of no use."""
+        return self._damaged
 
     def close(self) -> None:
         """At the daemon's end: let go of all memory."""
@@ -146,6 +157,11 @@ class Checkpoints:
         if (found := self._loaded.get(uid)) is not None:
             self._loaded[uid] = self._loaded.pop(uid)  # the last used is the last to go
             return found
+        if uid in self._damaged:
+            file = self._paths.checkpoint(uid).manifest
+            raise Unavailable(
+                f"checkpoint {uid} can not be used", f"{file} is damaged", "put back a backup of that file"
+            )
         if uid not in self._kept:
             raise NotFound(f"checkpoint {uid} does not exist")
         if uid not in self._loading:
@@ -211,7 +227,8 @@ class Checkpoints:
             self._doomed.add(uid)
             if not self._pins[uid]:
                 self._drop(uid)
-        if record is not None:
+        if record is not None or uid in self._damaged:
+            self._damaged.discard(uid)
             await asyncio.to_thread(files.remove_tree, self._paths.checkpoint(uid).directory)
 
     def count(self, besides: Callable[[], Iterable[Base]]) -> None:

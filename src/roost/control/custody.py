@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from roost.control.held import AgentKind, Held
-from roost.errors import Conflict
+from roost.control.plan import is_twin
+from roost.errors import Conflict, Unavailable
 from roost.host import files
 from roost.host.clock import Clock
 from roost.host.paths import Paths
@@ -20,6 +21,10 @@ ADOPTION_SECONDS = 30.0
 
 AGENT_SECONDS = 300.0
 """Longest a start waits for an answer from inside; Debian's own cloud images take some 100 s under emulation."""
+
+
+TWIN_SECONDS = 60.0
+"""Longest a copy of what answered already is waited for; 32 made at once by two processors took 10 s."""
 
 
 class Custody:
@@ -49,15 +54,25 @@ class Custody:
 
     async def guest(self, machine: Machine) -> Guest:
         """The running guest of a machine. Raises Conflict when it does not run."""
-        held = self.of(machine)
-        if machine.status.process is not None:
-            # Straight after a start of the daemon the machine is taken back first.
-            async with asyncio.timeout(ADOPTION_SECONDS):
-                await held.looked.wait()
+        held = await self.looked(machine)
         if held.guest is None:
             what = f'machine "{machine.name}" is not running'
             raise Conflict(what, why=f"it is {machine.status.phase}", fix=f"roost start {machine.name}")
         return held.guest
+
+    async def looked(self, machine: Machine) -> Held:
+        """What is held of a machine, once it is known whether it runs: straight after a start of the daemon it is taken back first.
+
+        Raises Unavailable when that takes too long."""
+        held = self.of(machine)
+        if machine.status.process is not None:
+            try:
+                async with asyncio.timeout(ADOPTION_SECONDS):
+                    await held.looked.wait()
+            except TimeoutError:
+                what = f'machine "{machine.name}" does not answer'
+                raise Unavailable(what, "Roost was started anew and could not take it over yet", "try again") from None
+        return held
 
     def running(self) -> int:
         """How many guests are held."""
@@ -98,7 +113,7 @@ class Custody:
             get(__name__).info("machine adopted", pid=guest.process.pid)
             held.agent = machine.status.agent if machine.status.agent != "none" else None
             self.hold(held, guest)
-            self.listen(held, guest)
+            self.listen(machine, held, guest)
             return True
         before = machine.status.process
         if before is not None and before.boot == self._boot:
@@ -113,10 +128,11 @@ class Custody:
         guest.on_change = lambda: self._wake(held.key)
         held.waiter = spawn_task(self._await_exit(held, guest), f"exit of {held.key}")
 
-    def listen(self, held: Held, guest: Guest) -> None:
+    def listen(self, machine: Machine, held: Held, guest: Guest) -> None:
         """Listen for the first answer from inside, unless somebody does or it came."""
         if held.listener is None and held.agent in (None, "absent"):
-            held.listener = spawn_task(self._await_agent(held, guest), f"agent of {held.key}")
+            longest = TWIN_SECONDS if is_twin(machine) else AGENT_SECONDS
+            held.listener = spawn_task(self._await_agent(held, guest, longest), f"agent of {held.key}")
 
     async def _await_exit(self, held: Held, guest: Guest) -> None:
         ended = await guest.wait()
@@ -126,11 +142,11 @@ class Custody:
             held.reason = ""
         self._wake(held.key)
 
-    async def _await_agent(self, held: Held, guest: Guest) -> None:
+    async def _await_agent(self, held: Held, guest: Guest, longest: float) -> None:
         """The first answer wins; an image that brings no agent is not waited for without end, but an answer is never too late."""
         asking = spawn_task(guest.agent(), f"first answer of {held.key}")
         try:
-            _, late = await asyncio.wait([asking], timeout=AGENT_SECONDS)
+            _, late = await asyncio.wait([asking], timeout=longest)
             if late:
                 self._answered(held, guest, "absent")
             self._answered(held, guest, (await asking).kind)

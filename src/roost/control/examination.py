@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from roost.control.checkpoints import Checkpoints
 from roost.control.records import Records
 from roost.errors import RoostError
@@ -23,9 +25,8 @@ async def examine(records: Records, layers: Layers, checkpoints: Checkpoints, pa
         if paths.machine(machine.meta.uid).disk.exists()
     ]
     kept = {**checkpoints.kept("snapshot"), **checkpoints.kept("warm")}
-    names |= {
-        snapshot.meta.uid: f"snapshot {snapshot.project}/{snapshot.name}" for snapshot in await records.all(Snapshot)
-    }
+    snapshots = await records.all(Snapshot)
+    names |= {snapshot.meta.uid: f"snapshot {snapshot.project}/{snapshot.name}" for snapshot in snapshots}
     others += [(checkpoint.base, uid) for uid, checkpoint in kept.items() if checkpoint.base is not None]
     findings = []
     for found in await layers.verify(thorough=True, others=others):
@@ -34,12 +35,26 @@ async def examine(records: Records, layers: Layers, checkpoints: Checkpoints, pa
         )
         standing = f"; on it stand: {', '.join(users)}" if users else ""
         findings.append(Finding(found.file, "missing", f"{found.problem}{standing}", found.fix))
+    for uid in [snapshot.meta.uid for snapshot in snapshots if snapshot.status.phase == "ready"]:
+        if uid not in kept:
+            manifest = paths.checkpoint(uid).manifest
+            problem = f"{manifest} is {'damaged' if uid in checkpoints.damaged else 'gone'}"
+            findings.append(
+                Finding(names[uid], "missing", problem, f"put back a backup of it, or: {_removal(snapshots, uid)}")
+            )
     for uid in kept:
         try:
             await checkpoints.verify(uid)
         except RoostError as error:
-            fix = "roost delete snapshot NAME" if names.get(uid) else "it is made anew at the next launch"
-            findings.append(
-                Finding(names.get(uid, kept[uid].origin), "missing", error.why or error.what, error.fix or fix)
-            )
+            fix = _removal(snapshots, uid) or "it is made anew at the next launch"
+            findings.append(Finding(names.get(uid, kept[uid].origin), "missing", error.why or error.what, fix))
     return findings
+
+
+def _removal(snapshots: Iterable[Snapshot], uid: str) -> str:
+    """The command that deletes the snapshot with this uid; "" when there is none."""
+    found = next((snapshot for snapshot in snapshots if snapshot.meta.uid == uid), None)
+    if found is None:
+        return ""
+    project = "" if found.project == "default" else f" --project {found.project}"
+    return f"roost delete snapshot {found.name}{project}"

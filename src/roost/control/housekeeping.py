@@ -21,6 +21,7 @@ from roost.log import get
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.snapshot import Snapshot
+from roost.storage.chains import hint
 from roost.storage.layers import LONGEST, Base, Layers, Space
 
 SETTLE = 5.0
@@ -143,7 +144,9 @@ class Housekeeping:
             self._built.clear()
             await self._built.wait()
         self._untidy.clear()
-        gone = await self._parts.layers.collect(self._parts.checkpoints.roots())
+        # Of a damaged checkpoint nobody knows what it stands on.
+        checkpoints = self._parts.checkpoints
+        gone = [] if checkpoints.damaged else await self._parts.layers.collect(checkpoints.roots())
         if gone:
             _log.info("layers removed that nothing stands on", layers=gone)
         await self._refresh()
@@ -249,7 +252,8 @@ class Housekeeping:
         await self._recorder.record(machine, "Flattening", f"its disk stands on {length} files: they are made one")
         try:
             if guest is not None:
-                await guest.flatten(_Quarters(machine.name))
+                name = hint(where, layers.below(Base(image=machine.status.image))[-1])
+                await guest.flatten(_Quarters(machine.name), name)
                 await layers.repoint(where, Base(image=machine.status.image))
             else:
                 await layers.flatten(where, machine.status.image)

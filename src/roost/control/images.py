@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import NamedTuple, NoReturn, Protocol
 
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from roost.model.image import Image, ImageStatus
 from roost.model.kinds import BY_NAME, prefix_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch, Trouble
+from roost.model.snapshot import Snapshot
 from roost.storage.manifest import Manifest, Progress
 
 _IN_USE_DELAY = 10.0
@@ -64,6 +65,10 @@ class Stands(Protocol):
 
     def images(self) -> set[str]:
         """The digests that layers and disks stand on."""
+        ...
+
+    def snapshots(self, digest: str) -> Set[str]:
+        """The uids of the snapshots that stand on this image."""
         ...
 
     async def forget_image(self, digest: str) -> None:
@@ -250,12 +255,14 @@ class ImageReconciler:
             await self._records.remove(key, image.meta.revision)
 
     async def _users(self, digest: str) -> list[str]:
-        """The machines, of any project, whose disk lies over the image."""
+        """The machines and snapshots, of any project, whose disk lies over the image."""
         entries, _ = await self._store.list(prefix_of(BY_NAME["machine"]))
         machines = (read(entry, Machine) for entry in entries)
         users = [f"{machine.project}/{machine.name}" for machine in machines if machine.status.image == digest]
+        kept = self._stands.snapshots(digest)
+        users += [f"snapshot {it.project}/{it.name}" for it in await self._records.all(Snapshot) if it.meta.uid in kept]
         if not users and digest in await asyncio.to_thread(self._stands.images):
-            return ["a snapshot's disk"]
+            return ["a disk that is just going"]
         return users
 
     async def _shared(self, key: str, digest: str) -> bool:

@@ -14,7 +14,7 @@ from roost.control.custody import Custody
 from roost.control.endings import ended, failed, was_asked
 from roost.control.events import Recorder
 from roost.control.held import AgentKind, Held
-from roost.control.plan import Seen, Step, is_born, is_copy, is_restoring, next_step
+from roost.control.plan import Seen, Step, is_born, is_copy, is_restoring, is_twin, next_step
 from roost.control.records import Records
 from roost.control.starting import Starting
 from roost.control.world import World
@@ -109,9 +109,10 @@ class Machines:
         except Retry:
             raise
         except RoostError as error:
-            if step not in WAY_UP:
+            twin = step == "greet" and is_twin(machine)
+            if step not in WAY_UP and not twin:
                 raise Retry(str(error)) from error
-            await self._fail(key, machine, held, error)
+            await self._fail(key, machine, held, error, twin=twin)
         if step in ("find-origin", "await-origin"):
             return not held.making
         return step not in ("await-image", "await-end", "await-space", "remove-object")
@@ -235,6 +236,8 @@ class Machines:
             held.reason = "the guest's kernel panicked (see `roost logs`)"
         elif state == "internal-error":
             held.reason = "the accelerator gave up on the guest (KVM internal error; try --accelerator tcg)"
+        elif machine.spec.restore is not None and is_restoring(machine) and machine.meta.deleting is None:
+            held.reason = f"it is put back to snapshot {machine.spec.restore.snapshot}"
         await guest.kill()
         if held.waiter is not None:
             await asyncio.wait([held.waiter])
@@ -273,7 +276,7 @@ class Machines:
 
     # ------------------------------------------------------------------ shared
 
-    async def _fail(self, key: str, machine: Machine, held: Held, error: RoostError) -> None:
+    async def _fail(self, key: str, machine: Machine, held: Held, error: RoostError, *, twin: bool) -> None:
         """A start that can not succeed stops here, and nothing is left running."""
         if held.guest is not None:
             held.reason = error.why or error.what
@@ -283,9 +286,10 @@ class Machines:
         held.forget_process()
         held.origin = None
         self._world.reservations.release(machine.meta.uid)
-        if machine.spec.source is not None and not is_born(machine):
+        if twin or (machine.spec.source is not None and not is_born(machine)):
             # A copy is whole or not at all.
             await self._remove_files(key, machine, held)
+            await self._show(key, born=False)
         after = await self._records.update(key, lambda now: failed(now, error))
         trouble = after.status.error
         assert trouble is not None

@@ -150,14 +150,17 @@ class Maker:
         assert hidden.guest is not None
         variables = hidden.files.variables
         copies = [(variables, _beside(variables))] if variables.exists() else []
-        if not order.launch.disks:
-            return self._checkpoint(order, hidden, await hidden.guest.checkpoint((), copies), None)
-        cover = await self._world.layers.prepare(hidden.files, order.traits.image)
-        self._covering[hidden.uid] = cover.layer
-        saved = await hidden.guest.checkpoint((Overlay(cover.file, cover.node),), copies)
+        overlays: tuple[Overlay, ...] = ()
+        if order.launch.disks:
+            cover = await self._world.layers.prepare(hidden.files, order.traits.image)
+            self._covering[hidden.uid] = cover.layer
+            overlays = (Overlay(cover.file, cover.node),)
+        saved = await hidden.guest.checkpoint(overlays, copies)
         try:
             await failpoints.reach("warm.taken")
-            base = await self._world.layers.settle(hidden.files, order.traits.image, covered=True)
+            base = None
+            if overlays:
+                base = await self._world.layers.settle(hidden.files, order.traits.image, covered=True)
             return self._checkpoint(order, hidden, saved, base)
         except BaseException:
             release(saved)

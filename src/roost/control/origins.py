@@ -6,16 +6,21 @@ import asyncio
 from typing import Literal, NamedTuple, Protocol
 
 from roost import log
+from roost.control.base import Retry
 from roost.control.checkpoints import Checkpoint, Checkpoints
 from roost.control.plan import is_restoring
 from roost.control.records import Records
-from roost.errors import Conflict, RoostError
+from roost.errors import Conflict, RoostError, Unavailable
 from roost.host.clock import Clock
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine, Source
 
 MOMENT_SECONDS = 60.0
 """How long an instant that was taken for copies is held after its last copy was begun."""
+
+
+_LOOK_SECONDS = 0.2
+"""Between two looks whether a machine that is to be copied has come up."""
 
 
 class Origin(NamedTuple):
@@ -43,7 +48,7 @@ class Origins:
         self._checkpoints = checkpoints
         self._taker = taker
         self._clock = clock
-        self._taking: dict[str, asyncio.Task[Checkpoint]] = {}
+        self._taking: dict[str, asyncio.Task[Checkpoint | RoostError]] = {}
         self._uses: dict[str, int] = {}
 
     async def find(self, machine: Machine) -> Origin:
@@ -65,26 +70,46 @@ class Origins:
             raise Conflict(
                 f'snapshot "{name}" can not be used', f"it is {state}", f"roost snapshots {snapshot.spec.machine}"
             )
+        if path == "restore" and snapshot.status.machine_uid != machine.meta.uid:
+            why = f'snapshot "{name}" is of another machine'
+            fix = f"make a new machine of it: roost clone {name} NEW"
+            raise Conflict(f'machine "{machine.name}" can not be put back', why, fix)
         checkpoint = await self._checkpoints.load(snapshot.meta.uid)
         return self._origin(checkpoint, path, f"snapshot {name}", memory=memory)
 
     async def _machine(self, machine: Machine, source: Source) -> Origin:
-        parent = await self._records.machine(key_of(BY_NAME["machine"], machine.project, source.machine or ""))
-        moment = source.moment or machine.meta.uid
-        key = f"{parent.meta.uid} {moment}"
+        # By the name that was asked for: an instant that was taken does not depend on what its machine is called by now, or whether it is.
+        name = source.machine or ""
+        key = f"{machine.project}/{name} {source.moment or machine.meta.uid}"
         if key not in self._taking:
-            self._taking[key] = log.spawn_task(self._take(parent, source), f"instant of {parent.name}")
+            parent = await self._records.machine(key_of(BY_NAME["machine"], machine.project, name))
+            if _is_coming_up(parent, source):
+                raise Retry(f'machine "{name}" is still starting', _LOOK_SECONDS)
+            if key not in self._taking:
+                self._taking[key] = log.spawn_task(self._take(parent, source), f"instant of {name}")
+        taking = self._taking[key]
         self._uses[key] = self._uses.get(key, 0) + 1
-        try:
-            checkpoint = await asyncio.shield(self._taking[key])
-        except RoostError:
-            self._taking.pop(key, None)
-            self._uses.pop(key, None)
-            raise
+        checkpoint = await asyncio.shield(taking)
+        if isinstance(checkpoint, RoostError):
+            if self._taking.get(key) is taking:
+                del self._taking[key], self._uses[key]
+            raise checkpoint
         self._clock.call_later(MOMENT_SECONDS, lambda: self._release(key))
-        return self._origin(checkpoint, "clone", f"machine {parent.name}", memory=source.memory)
+        return self._origin(checkpoint, "clone", f"machine {name}", memory=source.memory)
 
-    async def _take(self, parent: Machine, source: Source) -> Checkpoint:
+    async def _take(self, parent: Machine, source: Source) -> Checkpoint | RoostError:
+        """The instant or why there is none: an error that is an answer is not one the log should hold."""
+        try:
+            checkpoint = await self._taken(parent, source)
+        except RoostError as error:
+            return error
+        except Exception as error:  # nobody foresaw it, but who asks again must not get the same one for ever
+            log.get(__name__).error("an instant was not taken", machine=parent.name, exc_info=error)
+            return Unavailable(f'machine "{parent.name}" was not copied', str(error), "roost doctor")
+        self._checkpoints.hold(checkpoint)
+        return checkpoint
+
+    async def _taken(self, parent: Machine, source: Source) -> Checkpoint:
         if parent.meta.deleting is not None:
             raise Conflict(f'machine "{parent.name}" can not be copied', "it is being deleted")
         running = parent.status.process is not None and parent.status.phase in ("running", "paused")
@@ -93,9 +118,7 @@ class Origins:
             why = "no agent answers in it, so that its copies could not be told from it"
             fix = "make an exact copy, without network: --keep-identity; or copy its disk alone: --no-memory"
             raise Conflict(f'machine "{parent.name}" can not be copied as it runs', why, fix)
-        checkpoint = await self._taker.take(parent, memory=memory)
-        self._checkpoints.hold(checkpoint)
-        return checkpoint
+        return await self._taker.take(parent, memory=memory)
 
     def _release(self, key: str) -> None:
         """The instant goes when nobody began a copy of it for a while."""
@@ -104,9 +127,20 @@ class Origins:
             return
         del self._uses[key]
         taken = self._taking.pop(key, None)
-        if taken is not None and taken.done() and not taken.cancelled() and taken.exception() is None:
-            log.spawn_task(self._checkpoints.forget(taken.result().id), "forget an instant")
+        checkpoint = taken.result() if taken is not None and taken.done() and not taken.cancelled() else None
+        if isinstance(checkpoint, Checkpoint):
+            log.spawn_task(self._checkpoints.forget(checkpoint.id), "forget an instant")
 
     @staticmethod
     def _origin(checkpoint: Checkpoint, path: Literal["clone", "restore"], text: str, *, memory: bool) -> Origin:
         return Origin(checkpoint, path, text, memory and checkpoint.saved is not None)
+
+
+def _is_coming_up(parent: Machine, source: Source) -> bool:
+    """Whether a moment later there is more to copy than now."""
+    if parent.meta.deleting is not None or parent.spec.power != "running" or not source.memory:
+        return False
+    answers = source.keep_identity or parent.status.agent != "none"
+    return parent.status.phase in ("pending", "preparing", "starting") or (
+        parent.status.phase == "running" and not answers
+    )

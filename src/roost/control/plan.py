@@ -121,6 +121,12 @@ def is_born(machine: Machine) -> bool:
     return machine.status.born or machine.status.configured
 
 
+def is_twin(machine: Machine) -> bool:
+    """Whether it has gone on from another's memory and nobody inside was told yet that it is somebody else: nothing may be plugged in."""
+    exact = machine.spec.source is not None and machine.spec.source.keep_identity
+    return machine.status.timing.path in ("warm", "clone") and not machine.status.configured and not exact
+
+
 def _towards_origin(machine: Machine, seen: Seen) -> Step:
     if seen.origin == "unknown":
         return "find-origin"

@@ -41,6 +41,7 @@ from roost.model.facts import HostFacts
 from roost.model.machine import Machine
 from roost.model.meta import Arch
 from roost.model.node import Verdict
+from roost.model.snapshot import Snapshot
 from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest
 from roost.store.base import Store
@@ -166,7 +167,7 @@ async def _begin_shared(here: Here, engine: Engines, stack: AsyncExitStack) -> _
     await engine.layers.sweep()
     await custody.sweep(await records.machine_uids())
     checkpoints = Checkpoints(here.paths, budget=here.facts.memory // 4)
-    await checkpoints.begin()
+    await checkpoints.begin({snapshot.meta.uid for snapshot in await records.all(Snapshot)})
     stack.callback(checkpoints.close)
     places = Reservations(here.clock, memory.available, reserve(memory.total()))
     stack.callback(places.close)
@@ -223,6 +224,10 @@ class _Stands:
     def images(self) -> set[str]:
         """The digests that a layer, a machine's disk or a snapshot stands on."""
         return self._layers.images() | {kept.traits.image for kept in self._checkpoints.kept("snapshot").values()}
+
+    def snapshots(self, digest: str) -> set[str]:
+        """The uids of the snapshots that stand on this image."""
+        return {uid for uid, kept in self._checkpoints.kept("snapshot").items() if kept.traits.image == digest}
 
 
 async def _begin_warm(here: Here, engine: Engines, shared: _Shared, house: Housekeeping, stack: AsyncExitStack) -> Warm:

@@ -15,14 +15,15 @@ from roost.control.events import Recorder
 from roost.control.held import Held
 from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of, traits_of
 from roost.control.origins import Origin
-from roost.control.plan import is_born, is_restoring
+from roost.control.plan import is_born, is_restoring, is_twin
+from roost.control.preparation import Prepared
 from roost.control.warmth import PROGRESS, Cold
 from roost.control.world import World
 from roost.errors import BY_CODE, Invalid, RoostError, Unavailable
 from roost.host import failpoints, files
 from roost.host.paths import MachineFiles
 from roost.hypervisor import hostkeys
-from roost.hypervisor.base import Agent, Guest, Launch, Setup
+from roost.hypervisor.base import Guest, Launch
 from roost.model import size
 from roost.model.machine import Machine, Timing
 from roost.model.meta import Trouble
@@ -83,7 +84,12 @@ class Starting:
             return
         try:
             held.origin = await self._world.origins.find(machine)
+            if held.guest is not None and held.origin.memory and machine.spec.power != "stopped":
+                # What runs is not given up for a memory that this QEMU would not take.
+                seed = self._files(machine).seed
+                await self._forked(machine, held.origin, Prepared(seed if seed.exists() else None))
         except RoostError as error:
+            held.origin = None
             if held.guest is None:
                 raise
             await self._refuse_restore(key, machine, error)
@@ -172,29 +178,36 @@ class Starting:
             launch, warnings = await self._forked(machine, origin)
             await self._lay_disk(machine, origin)
             held.mark("disk", self._world.clock.now())
+            held.path = origin.path
+            name = {} if origin.path == "restore" else {"origin": origin.text}
+            launch = launch._replace(saved=checkpoint.saved)
             try:
-                await self._run(key, machine, held, launch._replace(saved=checkpoint.saved), warnings)
+                await self._run(key, machine, held, launch, warnings, configured=False, **name)
             except _NotTakenOver as failure:
-                await self._boot_instead(machine, held, origin, failure.error)
+                await self._boot_instead(key, machine, held, failure.error)
                 return
             if origin.path == "warm":
                 self._world.templates.used(checkpoint, launch)
-        held.path, held.origin = origin.path, None
+        held.origin = None
         restored = machine.spec.restore.serial if machine.spec.restore is not None else 0
-        name = {} if origin.path == "restore" else {"origin": origin.text}
         timing = held.timing(checkpoint.pause if origin.path == "clone" else 0.0)
-        await self._show(key, restored=restored, configured=False, timing=timing, **name)
+        await self._show(key, restored=restored, timing=timing)
 
-    async def _boot_instead(self, machine: Machine, held: Held, origin: Origin, error: RoostError) -> None:
+    async def _boot_instead(self, key: str, machine: Machine, held: Held, error: RoostError) -> None:
         """A template that can not be gone on from is of no use to others either; the machine gets a disk over its image, and boots."""
+        origin = self._origin(held)
         if origin.path != "warm":
             raise error
+        held.path = "cold"
+        await self._show(key, origin="")
         held.cold, held.origin = await self._world.templates.failed(origin.checkpoint, error), None
         where = self._files(machine)
         for path in (where.disk, where.base):
             path.unlink(missing_ok=True)
 
-    async def _forked(self, machine: Machine, origin: Origin) -> tuple[Launch, tuple[str, ...]]:
+    async def _forked(
+        self, machine: Machine, origin: Origin, prepared: Prepared | None = None
+    ) -> tuple[Launch, tuple[str, ...]]:
         """How the QEMU that takes the origin over is started. Raises Unavailable when it could not, Invalid."""
         checkpoint, what = origin.checkpoint, f'machine "{machine.name}" did not start'
         manifest = self._world.images.find(checkpoint.traits.image)
@@ -205,7 +218,7 @@ class Starting:
         if machine.spec.disk is not None and machine.spec.disk < checkpoint.virtual_size:
             why = f"its disk of {size.show(machine.spec.disk)} is smaller than the {size.show(checkpoint.virtual_size)} of {origin.text}"
             raise Invalid(what, why, "ask for a larger disk: --disk")
-        launch, choice = await self._launch(machine, manifest, origin)
+        launch, choice = await self._launch(machine, manifest, origin, prepared)
         launch = launch._replace(spare=checkpoint.id if origin.path == "warm" else "")
         if self._world.hypervisor.shape(launch) != checkpoint.shape:
             why = f"the memory of {origin.text} was saved by another QEMU, or by one with other devices"
@@ -227,7 +240,7 @@ class Starting:
                 files.atomic_write(directory / name, data)
 
     async def _launch(
-        self, machine: Machine, manifest: Manifest, origin: Origin | None = None
+        self, machine: Machine, manifest: Manifest, origin: Origin | None = None, prepared: Prepared | None = None
     ) -> tuple[Launch, Choice]:
         """What the hypervisor is asked for. With an origin it is what that was started as, whatever the spec says by now."""
         where = self._files(machine)
@@ -235,16 +248,20 @@ class Starting:
             traits = origin.checkpoint.traits
             spec = msgspec.structs.replace(machine.spec, cpus=traits.cpus, memory=traits.memory, tpm=traits.tpm)
             machine = msgspec.structs.replace(machine, spec=spec)
-            choice, base = Choice(traits.accelerator, traits.firmware, ()), origin.checkpoint.base
+            warnings = (await self._choose(machine, manifest)).warnings if traits.accelerator == "tcg" else ()
+            choice, base = Choice(traits.accelerator, traits.firmware, warnings), origin.checkpoint.base
         else:
             choice = await self._choose(machine, manifest)
             base = self._world.layers.base_of(where, manifest.digest)
         self._check_host(machine)
-        prepared = await self._world.prepare(machine, manifest)
+        prepared = prepared or await self._world.prepare(machine, manifest)
         below = self._world.layers.below(base) if base is not None and manifest.format != "none" else ()
         return launch_of(machine, manifest, self._world.paths, choice, prepared, below), choice
 
-    async def _run(self, key: str, machine: Machine, held: Held, launch: Launch, warnings: tuple[str, ...]) -> None:
+    async def _run(
+        self, key: str, machine: Machine, held: Held, launch: Launch, warnings: tuple[str, ...], **becomes: object
+    ) -> None:
+        """Start the process. What the machine `becomes` is written down before, so that no daemon after this one takes it for another."""
         where = self._files(machine)
         where.live.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._show(
@@ -255,6 +272,8 @@ class Starting:
             exit="",
             restarts=machine.spec.restarts,
             node=self._world.node,
+            timing=Timing(path=held.path),
+            **becomes,
         )
         guest = await self._start_process(launch)
         held.mark("process", self._world.clock.now())
@@ -335,7 +354,7 @@ class Starting:
         guest = self._guest(held)
         await guest.resume()
         await failpoints.reach("machine.resumed")
-        self._custody.listen(held, guest)
+        self._custody.listen(machine, held, guest)
         if machine.status.phase == "paused":
             await self._recorder.record(machine, "Resumed", "the machine goes on")
         elif machine.status.phase != "stopping":
@@ -347,6 +366,8 @@ class Starting:
         """The guest answers: make it the machine it is to be, plug it in, and write down who answered and how long it took."""
         guest, kind, warnings = self._guest(held), held.agent, machine.status.warnings
         exact = machine.spec.source is not None and machine.spec.source.keep_identity
+        if kind == "absent" and is_twin(machine):
+            raise _nobody(machine, "its agent does not answer")
         if kind == "absent":
             why = f'image "{machine.spec.image}" gave no answer within {AGENT_SECONDS:.0f} s: see roost console'
             warnings = (*warnings, why)
@@ -369,7 +390,15 @@ class Starting:
             fresh = machine.spec.restore is None
             keys = await asyncio.to_thread(hostkeys.make) if fresh else ()
             setup = setup._replace(entropy=secrets.token_bytes(_ENTROPY), host_keys=keys)
-        return await _apply(await guest.agent(), setup)
+        try:
+            async with asyncio.timeout(SETUP_SECONDS):
+                await (await guest.agent()).setup(setup)
+        except (RoostError, TimeoutError) as error:
+            why = str(error) or f"that took longer than {SETUP_SECONDS:.0f} s"
+            if is_twin(machine):
+                raise _nobody(machine, why) from error
+            return (f"first-boot set-up failed: {why}",)
+        return ()
 
     def _forgets(self, machine: Machine) -> bool:
         """Whether the machine has no disk to remember its set-up on."""
@@ -409,10 +438,10 @@ def _kept_warnings(machine: Machine) -> tuple[str, ...]:
     return () if is_born(machine) else machine.status.warnings
 
 
-async def _apply(agent: Agent, setup: Setup) -> tuple[str, ...]:
-    try:
-        async with asyncio.timeout(SETUP_SECONDS):
-            await agent.setup(setup)
-    except (RoostError, TimeoutError) as error:
-        return (f"first-boot set-up failed: {error}",)
-    return ()
+def _nobody(machine: Machine, why: str) -> Unavailable:
+    """What a copy ends with that could not be told from what it is a copy of."""
+    what = f'machine "{machine.name}" did not start'
+    origin = machine.status.origin or "what it is a copy of"
+    return Unavailable(
+        what, f"it could not be told from {origin}: {why}", "copy the disk alone, and boot from that: --no-memory"
+    )

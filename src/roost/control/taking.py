@@ -91,7 +91,7 @@ class Taker:
 
         Raises Conflict (it does not run, something in it can not be saved), Unavailable (disk full). Then the machine goes on as before.
         """
-        held = self._parts.custody.of(machine)
+        held = await self._parts.custody.looked(machine)
         house = self._parts.house
         async with house.holding(), house.using(machine.meta.uid), held.acting:
             await self._recover(machine, held)

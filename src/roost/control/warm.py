@@ -210,6 +210,7 @@ class Warm:
         for place in [place for place in self._later if matches(*place)]:
             self._later.pop(place).cancel()
         await self._give_up([place for place in self._makings if matches(*place)])
+        self._failures = {place: failure for place, failure in self._failures.items() if not matches(*place)}
         for uid in [uid for place, uid in self._templates.items() if matches(*place)]:
             await self._forget(uid)
 

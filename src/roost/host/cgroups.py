@@ -98,12 +98,15 @@ def create(name: str, bounds: Bounds) -> tuple[CGroup | None, str]:
     return group, ""
 
 
-def find(name: str) -> CGroup | None:
-    """The group of that name that an earlier daemon made."""
-    if not _NAME.fullmatch(name):
-        return None
-    directories = tuple(parent / name for parent in _parents() if (parent / name).is_dir())
-    return CGroup(directories) if directories else None
+def find(name: str) -> tuple[CGroup, ...]:
+    """The group of that name and those named after it (NAME-passt) that an earlier daemon made."""
+    found: dict[str, list[Path]] = {}
+    for parent in _parents() if _NAME.fullmatch(name) else ():
+        with contextlib.suppress(OSError):
+            for directory in parent.iterdir():
+                if (directory.name == name or directory.name.startswith(f"{name}-")) and directory.is_dir():
+                    found.setdefault(directory.name, []).append(directory)
+    return tuple(CGroup(tuple(directories)) for directories in found.values())
 
 
 def remove_stale() -> tuple[str, ...]:

@@ -137,6 +137,7 @@ class FakeGuest:
         self.hears_power = hears_power
         self.answering = FakeAgent()
         self.silent = False
+        self._speaks = asyncio.Event()
         self.presses = 0
         self.cloning: Literal["in-place", "copy"] = "in-place"
         self.checkpoints = 0
@@ -153,6 +154,11 @@ class FakeGuest:
         """The guest changes its state by itself (a panic, ...)."""
         self._state = state
         self.on_change()
+
+    def speak(self) -> None:
+        """A silent guest answers."""
+        self.silent = False
+        self._speaks.set()
 
     def end(self, reason: str, *, clean: bool) -> None:
         """The process ends."""
@@ -192,7 +198,7 @@ class FakeGuest:
     async def tops(self) -> tuple[str, ...]:
         return tuple(self.nodes)
 
-    async def flatten(self, progress: Callable[[float], None]) -> None:
+    async def flatten(self, progress: Callable[[float], None], name: str = "") -> None:
         self.flattened += 1
         progress(1.0)
 
@@ -213,7 +219,7 @@ class FakeGuest:
 
     async def agent(self) -> Agent:
         if self.silent:
-            await asyncio.Event().wait()
+            await self._speaks.wait()
         return self.answering
 
     async def detach(self) -> None:
@@ -230,6 +236,7 @@ class FakeHypervisor:
         self.hears_power = hears_power
         self.doubles = 0
         self.refuse: RoostError | None = None
+        self.silent = False
         self.spares: dict[str, int] = {}
 
     async def start(self, launch: Launch) -> Guest:
@@ -242,6 +249,7 @@ class FakeHypervisor:
         self.launches.append(launch)
         process = Process(pid=100_000 + len(self.launches), start=1, uid=300_000, boot="fake")
         guest = FakeGuest(launch, process, hears_power=self.hears_power)
+        guest.silent = self.silent
         self.guests[launch.uid] = guest
         return guest
 

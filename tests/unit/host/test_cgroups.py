@@ -98,10 +98,12 @@ def test_a_group_in_use_is_not_taken(legacy: Path) -> None:
         cgroups.create("web", BOUNDS)
 
 
-def test_a_group_is_found_again_by_its_name(legacy: Path) -> None:
-    made, _ = cgroups.create("web", BOUNDS)
-    assert cgroups.find("web") == made
-    assert cgroups.find("other") is None
+def test_groups_are_found_again_by_their_machine(legacy: Path) -> None:
+    made = {cgroups.create(name, BOUNDS)[0] for name in ("web", "web-passt", "webber")}
+    found = cgroups.find("web")
+    assert {group.directories[0].name for group in found} == {"web", "web-passt"}
+    assert set(found) < made
+    assert cgroups.find("other") == ()
 
 
 def test_stale_groups_are_removed_and_young_ones_are_not(legacy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,4 +122,4 @@ def test_a_host_without_controllers_is_told(tmp_path: Path, monkeypatch: pytest.
 def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no name"):
         cgroups.create(name, BOUNDS)
-    assert cgroups.find(name) is None
+    assert cgroups.find(name) == ()
