@@ -194,13 +194,16 @@ def jail_gaps(daemon: Daemon, name: str) -> list[str]:
     """Layers that do not hold a machine's QEMU, as the kernel tells it; of all files it may have open those of its disk, and the one that its memory
     began as, which has no name any more."""
     place = Path(f"/proc/{status(daemon, name)['pid']}")
-    disk = {str(path) for path in chain(daemon, name)}
+    # By what they are: one that became a layer is still called what it was.
+    disk = {(path.stat().st_dev, path.stat().st_ino) for path in chain(daemon, name)}
     memory = re.compile(rf"{re.escape(str(daemon.run))}/machines/[0-9a-f-]{{36}}/memory \(deleted\)")
     lines = (place / "status").read_text().splitlines()
     told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    targets = [str(entry.readlink()) for entry in (place / "fd").iterdir()]
+    targets = {str(entry.readlink()): entry.stat() for entry in (place / "fd").iterdir()}
     foreign = [
-        name for name in targets if not name.startswith(OURS) and name not in disk and not memory.fullmatch(name)
+        name
+        for name, what in targets.items()
+        if not name.startswith(OURS) and (what.st_dev, what.st_ino) not in disk and not memory.fullmatch(name)
     ]
     inner = place / "root/proc"
     return [

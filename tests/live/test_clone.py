@@ -249,9 +249,9 @@ def test_copies_of_copies_and_one_after_the_other_hold_their_own_moment(daemon: 
 def test_a_machine_with_two_cpus(daemon: Daemon) -> None:
     nonce = launch(daemon, "a", "--cpus", "2")
     inside(daemon, "a", "for i in 1 2; do (while :; do :; done) </dev/null >/dev/null 2>&1 & done")
-    daemon.roost("clone", "a", "kid", "--count", "2")
-    assert [recalls(daemon, name) for name in ("a", "kid-1", "kid-2")] == [nonce] * 3
-    assert inside(daemon, "kid-2", "nproc") == "2"
+    daemon.roost("clone", "a", "pair", "--count", "2")
+    assert [recalls(daemon, name) for name in ("a", "pair-1", "pair-2")] == [nonce] * 3
+    assert inside(daemon, "pair-2", "nproc") == "2"
 
 
 def test_a_paused_machine_stays_paused_and_so_do_its_copies(daemon: Daemon) -> None:

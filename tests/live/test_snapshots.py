@@ -174,7 +174,7 @@ def test_a_stopped_machine_is_kept_and_put_back(house: Daemon, web: str, tmp_pat
 
 
 def test_a_snapshot_in_the_middle_goes_while_the_guest_writes_and_the_others_stay(house: Daemon, web: str) -> None:
-    writer = "n=0; while :; do n=$((n+1)); echo $n > /root/count; sync; sleep 0.1; done"
+    writer = "n=0; while :; do n=$((n+1)); echo $n > /root/new; mv /root/new /root/count; sync; sleep 0.1; done"
     pid = sh(house, web, f"sh -c '{writer}' >/dev/null 2>&1 & echo $!")
     for number in range(4):
         sh(house, web, f"echo {number} > /root/number; dd if=/dev/urandom of=/root/noise bs=1M count=4 2>/dev/null")
