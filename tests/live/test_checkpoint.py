@@ -367,11 +367,11 @@ async def test_the_network_card_stays_unplugged_until_it_is_told(world: World) -
         await shell(agent, "until /bin/busybox ip route | grep -q default; do sleep 0.2; done")
         saved = await saved_by(guest, undo)
         child, inside = await undo.enter_async_context(copied(world, saved, launch))
-        assert await shell(inside, carrier) == "0"
         assert child.addresses == guest.addresses
-        await child.set_link(up=True)
-        assert await shell(inside, carrier) == "1"
         asked = "/bin/busybox arping -c 1 -w 5 -I eth0 $(/bin/busybox ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p')"
+        # The cable is cut behind the card, so that the guest's own network need not begin anew.
+        assert "Received 0 response" in await shell(inside, asked)
+        await child.set_link(up=True)
         assert "Received 1 response" in await shell(inside, asked)
         _, apart = await undo.enter_async_context(copied(world, saved, launch, network="unplugged"))
         assert await shell(apart, carrier) == "0"

@@ -371,7 +371,7 @@ def ask(daemon: Daemon, name: str, command: str) -> str:
     return sh(daemon, name, f"{write} && dd bs=4096 count=1 <&3 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'")
 
 
-VARIABLE = "/sys/firmware/efi/efivars/RoostTest-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+VARIABLE = "/sys/firmware/efi/efivars/RoostTest-3c9e1e4a-7d5b-4c7e-9a53-5b1f0f2d6e10"
 
 
 @needs_program("swtpm")

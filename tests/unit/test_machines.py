@@ -11,9 +11,10 @@ import pytest
 
 from roost.control.records import Records
 from roost.errors import Conflict, NotFound
-from roost.model.image import ImageStatus
+from roost.model import codec
+from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
-from roost.model.meta import MiB, Trouble
+from roost.model.meta import Meta, MiB, Trouble
 from tests.control_plane import READY, WEB, Bench, spec
 
 
@@ -54,6 +55,14 @@ async def test_a_template_is_requested_at_need(bench: Bench) -> None:
     await bench.put(msgspec.structs.replace(WEB, spec=MachineSpec(image="tiny")))
     image = await Records(bench.store).image("images/default/tiny")
     assert image.spec.template == "tiny"
+
+
+async def test_the_template_of_another_processor_is_another_image(bench: Bench) -> None:
+    here = Image(name="tiny", meta=Meta(uid="t"), spec=ImageSpec(template="tiny", arch="x86_64"), status=READY)
+    await bench.store.put("images/default/tiny", codec.encode(here))
+    await bench.put(msgspec.structs.replace(WEB, spec=MachineSpec(image="tiny", arch="aarch64")))
+    image = await Records(bench.store).image("images/default/tiny-aarch64")
+    assert image.spec.arch == "aarch64"
 
 
 async def test_an_unknown_image_fails_with_the_way_out(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -91,10 +92,11 @@ class Pictures:
 
     async def _find(self, machine: Machine) -> Image | None:
         for name in self._names(machine):
-            try:
-                return read(await self._store.get(key_of(_IMAGE, machine.project, name)), Image)
-            except NotFound:
-                continue
+            with suppress(NotFound):
+                image = read(await self._store.get(key_of(_IMAGE, machine.project, name)), Image)
+                # An image of another CPU that is known by its bare name is another image, not another processor's word for it.
+                if name == self._names(machine)[0] or image.spec.arch in (None, machine.spec.arch):
+                    return image
         # A template of Roost's own wins over what another project published under its name: nobody can slip in another "tiny".
         if self._known(machine.spec.image, machine.spec.arch or self._arch):
             return None
