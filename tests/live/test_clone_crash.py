@@ -47,6 +47,20 @@ ON_WARM_LAUNCH = ("machine.find-origin", "machine.fork", "fork.spawned", "fork.m
 STANDING_STILL = ("checkpoint.stopped", "checkpoint.covered", "checkpoint.saved", "checkpoint.frozen")
 
 
+IN_SHORT = frozenset(
+    {
+        "machine.fork", "take.prepared", "take.taken", "checkpoint.covered", "checkpoint.frozen", "fork.loaded",
+        "machine.resumed", "warm.sealed",
+    }
+)  # fmt: skip
+"""Where everybody's suite kills; `scripts/test --soak` does it everywhere."""
+
+
+def some(*points: str) -> list[object]:
+    """All of them, most for the long suite only."""
+    return [pytest.param(point, marks=() if point in IN_SHORT else pytest.mark.soak) for point in points]
+
+
 def test_every_step_of_a_copy_is_placed() -> None:
     placed = {*ON_CLONE, *ON_DISK_CLONE, *ON_FIRST_LAUNCH, *ON_WARM_LAUNCH}
     known = {point for point in POINTS if point.startswith(("take.", "checkpoint.", "fork.", "warm."))}
@@ -155,7 +169,7 @@ def victim(shared_victim: Victim) -> Iterator[Victim]:
 
 @pytest.mark.fault(8)
 @pytest.mark.fault(32)
-@pytest.mark.parametrize("point", [*ON_CLONE, *AFTER_FORK])
+@pytest.mark.parametrize("point", some(*ON_CLONE, *AFTER_FORK))
 def test_a_daemon_killed_during_a_clone(victim: Victim, point: str) -> None:
     victim.write()
     victim.arm(point)
@@ -182,7 +196,7 @@ def test_a_daemon_killed_while_a_disk_is_cloned(victim: Victim, point: str) -> N
 
 
 @pytest.mark.fault(32)
-@pytest.mark.parametrize("point", ON_FIRST_LAUNCH)
+@pytest.mark.parametrize("point", some(*ON_FIRST_LAUNCH))
 def test_a_daemon_killed_while_a_template_is_made(victim: Victim, point: str) -> None:
     project = f"p-{secrets.token_hex(4)}"
     victim.daemon.roost("project", "create", project)
@@ -190,7 +204,7 @@ def test_a_daemon_killed_while_a_template_is_made(victim: Victim, point: str) ->
 
 
 @pytest.mark.fault(32)
-@pytest.mark.parametrize("point", ON_WARM_LAUNCH)
+@pytest.mark.parametrize("point", some(*ON_WARM_LAUNCH))
 def test_a_daemon_killed_during_a_warm_launch(victim: Victim, point: str) -> None:
     victim.daemon.cold = False
     victim.daemon.roost("launch", "tiny", "first", "--memory", "128MiB", timeout=300)
@@ -247,7 +261,7 @@ def test_a_child_that_is_killed_before_it_runs_is_not_there_at_all(victim: Victi
     victim.nothing_left()
 
 
-@pytest.mark.parametrize("point", [*STANDING_STILL, "take.prepared", "take.taken"])
+@pytest.mark.parametrize("point", some(*STANDING_STILL, "take.prepared", "take.taken"))
 def test_a_parent_that_is_killed_while_it_is_copied_starts_again(victim: Victim, point: str) -> None:
     daemon = victim.daemon
     victim.write()

@@ -101,7 +101,14 @@ def flatten_seen(daemon: Daemon, name: str, times: int) -> bool:
 
 
 @pytest.mark.fault(8)
-@pytest.mark.parametrize("point", ["flatten.started", "flatten.pending", "flatten.concluded"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("flatten.started", marks=pytest.mark.soak),
+        "flatten.pending",
+        pytest.param("flatten.concluded", marks=pytest.mark.soak),
+    ],
+)
 def test_a_daemon_that_dies_while_it_flattens_leaves_the_disk_whole_and_ends_it_later(
     house: Daemon, web: str, point: str
 ) -> None:
