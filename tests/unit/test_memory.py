@@ -88,7 +88,7 @@ def test_memory_that_somebody_may_still_write_is_not_shared() -> None:
     before = open_descriptors()
     with pytest.raises(Conflict):
         Memory(SIZE, [layer({1: b"a"}), layer({2: b"b"}, sealed=False)])
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # what earlier tests left may go meanwhile
 
 
 @pytest.mark.fault(45)
@@ -305,19 +305,18 @@ async def test_an_answer_that_makes_no_sense_is_refused_and_leaves_no_descriptor
         with pytest.raises(Unavailable):
             await port.adopt(SIZE)
         await port.close()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # what earlier tests left may go meanwhile
 
 
 async def test_a_descriptor_that_is_no_memory_is_not_adopted(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(SIZE))
     before = open_descriptors()
-    with open(tmp_path / "file", "rb") as file:
+    with open("/proc/self/exe", "rb") as file:  # not below tmp_path, whose file system may be memory too
         async with library(tmp_path / "port", head(), head(Command.LIST, layers=1), fds=(file.fileno(),)):
             port = await MemoryPort.connect(tmp_path / "port", os.getpid())
             with pytest.raises(Unavailable, match="can not be shared"):
                 await port.adopt(SIZE)
             await port.close()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # what earlier tests left may go meanwhile
 
 
 async def test_nothing_is_sealed_that_was_not_frozen(tmp_path: Path) -> None:
