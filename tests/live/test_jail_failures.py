@@ -33,8 +33,7 @@ def open_descriptors() -> int:
 
 
 def in_the_group() -> list[str]:
-    group = cgroups.find(NAME)
-    return [] if group is None else [str(path) for path in group.directories]
+    return [str(path) for group in cgroups.find(NAME) for path in group.directories]
 
 
 @pytest.fixture(autouse=True)

@@ -373,6 +373,23 @@ async def test_a_freeze_that_was_cut_off_is_taken_up_by_the_next(start: Start) -
     assert child.counters() == taken[0]
 
 
+async def test_freezes_that_were_cut_off_do_not_add_up(start: Start) -> None:
+    parent = await start()
+    for _ in range(20):
+        await parent.port.prepare()
+        parent.ask("stop")
+        await parent.port.freeze()
+        await parent.port.close()
+        parent.ask("cont")
+        parent.port = await MemoryPort.connect(parent.directory / "port", parent.pid)
+        await parent.port.adopt(SIZE)
+        await parent.count_to(parent.counters()[0] + 3)
+    await parent.port.prepare()
+    taken, child = await checkpoint(parent), await start(incoming=True)
+    await become(child, taken)
+    assert child.counters() == taken[0]
+
+
 async def test_after_a_connection_that_broke_what_is_mapped_is_learned_anew(start: Start) -> None:
     parent = await start()
     parent.port._link.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.errors import Unavailable
 from roost.host import processes
 from roost.host.paths import MachineFiles, Paths
 from roost.host.sockets import listen_unix
@@ -24,7 +25,7 @@ from roost.storage.images import Images
 from roost.storage.layers import Base, Layers
 from roost.storage.manifest import Manifest
 from tests.checkout import ROOT
-from tests.needs import needs_program, needs_root
+from tests.needs import needs_program, needs_root, skip_if_the_mirror_is_out_of_step
 from tests.pool import fill, keep, new_state
 
 OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
@@ -111,7 +112,11 @@ def silent(_: str, __: float | None) -> None:
 async def test_tiny_answers_on_every_architecture(images: Images, tmp_path: Path, arch: Arch) -> None:
     if shutil.which(f"qemu-system-{arch}") is None:
         pytest.skip(f"qemu-system-{arch} is not installed")
-    made = await images.ensure_template("tiny", arch, silent)
+    try:
+        made = await images.ensure_template("tiny", arch, silent)
+    except Unavailable as error:
+        skip_if_the_mirror_is_out_of_step(error.why)
+        raise
     with booted(images, made, tmp_path, "direct") as socket:
         assert (await says(socket, "uname", "-m")).strip() == arch
         assert "eth0" not in await says(socket, "ip", "link")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 from msgspec.structs import replace
@@ -159,7 +160,7 @@ class Housekeeping:
                 space = await self.space_of(kept[snapshot.meta.uid])
                 key = key_of(BY_NAME["snapshot"], snapshot.project, snapshot.name)
                 with contextlib.suppress(NotFound):
-                    await self._records.change(key, Snapshot, lambda now: _taking(now, space))  # noqa: B023
+                    await self._records.change(key, Snapshot, partial(_taking, space=space))
 
     def _space(self, checkpoint: Checkpoint) -> Space:
         size = self._parts.checkpoints.size(checkpoint.id)

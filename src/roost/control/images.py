@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Set
+from functools import partial
 from typing import NamedTuple, NoReturn, Protocol
 
 from msgspec.structs import replace
@@ -182,7 +183,7 @@ class ImageReconciler:
         while True:
             await asyncio.sleep(self._pause)
             text, fraction = news.latest
-            shown = await self._show(key, lambda status: replace(status, progress=text, fraction=fraction))  # noqa: B023
+            shown = await self._show(key, partial(replace, progress=text, fraction=fraction))
             if shown is None or shown.meta.deleting is not None:
                 raise _Gone
 

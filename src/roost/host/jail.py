@@ -331,6 +331,17 @@ async def _clear(jailed: Jailed, ended: asyncio.Task[int | None]) -> None:
 
 async def _clear_after(jailed: Jailed, ended: asyncio.Task[int | None]) -> None:
     await ended
+    await _give_back(jailed)
+
+
+async def end(jailed: Jailed) -> None:
+    """Kill the program, wait for its end, and give back its descriptor and its control group."""
+    processes.signal_pidfd(jailed.pidfd, signal.SIGKILL)
+    await processes.wait_pidfd(jailed.pidfd)
+    await _give_back(jailed)
+
+
+async def _give_back(jailed: Jailed) -> None:
     os.close(jailed.pidfd)
     if jailed.cgroup is not None:
         await jailed.cgroup.remove()

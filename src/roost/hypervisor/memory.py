@@ -218,6 +218,9 @@ class MemoryPort:
         async with self._turn():
             if self._shared:
                 await self._ask(Request(Command.PREPARE))
+            elif len(self._layers) >= _FULL:
+                # Every daemon that was killed between a freeze and its seal left one more that nobody has consolidated.
+                (await self._keep(duplicates(self._layers))).close()
 
     async def written(self) -> tuple[Range, ...]:
         """What a freeze would copy now, to be thinned by `absorb` before; nothing while the guest's memory is shared."""
@@ -269,15 +272,7 @@ class MemoryPort:
             frozen, self._frozen = self._frozen, None
             if frozen is None:
                 raise Conflict("a guest's memory was not sealed", "it was not frozen")
-            known = dict(enumerate(map(self._ranges.get, _inodes(frozen))))
-            ranges = {index: found for index, found in known.items() if found is not None}
-            memory = await asyncio.to_thread(_sealed, self._region.length, frozen, ranges)
-            try:
-                await self._tend(memory)
-            except BaseException:
-                memory.close()
-                raise
-            return memory
+            return await self._keep(frozen)
 
     async def populate(self, ranges: Sequence[Range]) -> None:
         """Make pages present before the guest touches them."""
@@ -386,6 +381,18 @@ class MemoryPort:
             return merged
         merged.memory.close()
         return None
+
+    async def _keep(self, layers: list[int]) -> Memory:
+        """These layers, sealed; when they are many, they are consolidated. Takes over the descriptors."""
+        known = dict(enumerate(map(self._ranges.get, _inodes(layers))))
+        ranges = {index: found for index, found in known.items() if found is not None}
+        memory = await asyncio.to_thread(_sealed, self._region.length, layers, ranges)
+        try:
+            await self._tend(memory)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
 
     async def _tend(self, memory: Memory) -> None:
         """Consolidate in the background what has become many layers, or large ones; with too many, wait for it."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from roost import log
 from roost.errors import Unavailable
-from roost.host import files, jail, processes
+from roost.host import files, jail
 from roost.host.jail import Bind, Jail, Jailed, Limits
 from roost.model.meta import MiB
 
@@ -77,7 +76,7 @@ async def connect(
     try:
         await _answer(ends[0], known)
     except BaseException:
-        await asyncio.shield(log.spawn_task(_end(jailed), f"end of the TPM of {uid}"))
+        await asyncio.shield(log.spawn_task(jail.end(jailed), f"end of the TPM of {uid}"))
         raise
     return jailed
 
@@ -147,11 +146,3 @@ async def _ask(link: socket.socket, question: bytes, size: int) -> bytes:
             raise ConnectionResetError("it has ended")
         answer += more
     return answer
-
-
-async def _end(jailed: Jailed) -> None:
-    processes.signal_pidfd(jailed.pidfd, signal.SIGKILL)
-    await processes.wait_pidfd(jailed.pidfd)
-    os.close(jailed.pidfd)
-    if jailed.cgroup is not None:
-        await jailed.cgroup.remove()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +71,7 @@ async def _enter_all(jails: Sequence[Jail], undo: contextlib.AsyncExitStack) -> 
 
     async def enter(one: Jail) -> Jailed:
         jailed = await jail.enter(one)
-        undo.push_async_callback(_end, jailed)
+        undo.push_async_callback(jail.end, jailed)
         return jailed
 
     answers = await asyncio.gather(*map(enter, jails), return_exceptions=True)
@@ -177,11 +176,3 @@ async def _exactly(link: socket.socket, size: int) -> bytes:
             break
         data += more
     return data
-
-
-async def _end(jailed: Jailed) -> None:
-    processes.signal_pidfd(jailed.pidfd, signal.SIGKILL)
-    await processes.wait_pidfd(jailed.pidfd)
-    os.close(jailed.pidfd)
-    if jailed.cgroup is not None:
-        await jailed.cgroup.remove()

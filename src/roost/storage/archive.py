@@ -138,6 +138,10 @@ def failed(what: str, code: int, lines: Sequence[str]) -> RoostError:
     """The error of a tool that ended with `code` after printing `lines`."""
     telling = [line for line in lines if line.startswith(("E:", "W:"))] or [line for line in lines if line.strip()]
     why = "; ".join(line.strip()[:300] for line in telling[-3:]) or f"it ended with code {code}"
+    if "Mirror sync in progress" in why:
+        return Unavailable(
+            what, why, "wait until the mirror is updated, or name another: export ROOST_DEBIAN_MIRROR=URL"
+        )
     return Unavailable(
         what, why, "try `sudo apt-get update` on the host: if that fails too, its archive cannot be reached"
     )
