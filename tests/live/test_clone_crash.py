@@ -49,8 +49,7 @@ STANDING_STILL = ("checkpoint.stopped", "checkpoint.covered", "checkpoint.saved"
 
 IN_SHORT = frozenset(
     {
-        "machine.fork", "take.prepared", "take.taken", "checkpoint.covered", "checkpoint.frozen", "fork.loaded",
-        "machine.resumed", "warm.sealed",
+        "machine.fork", "take.taken", "checkpoint.frozen", "fork.loaded", "warm.sealed",
     }
 )  # fmt: skip
 """Where everybody's suite kills; `scripts/test --soak` does it everywhere."""

@@ -74,8 +74,7 @@ async def become(child: Machine, taken: Checkpoint) -> None:
     """Go on from a checkpoint, which is used up; paused still."""
     await child.port.load(taken[1], child.dummy)
     await child.restore(taken[2])
-    taken[1].close()
-    os.close(taken[2])
+    discard(taken)
 
 
 def discard(taken: Checkpoint) -> None:
@@ -359,23 +358,10 @@ async def test_only_a_layer_above_the_lowest_takes_more(start: Start) -> None:
     await parent.count_to(parent.counters()[0] + 10)
 
 
-async def test_a_freeze_that_was_cut_off_is_taken_up_by_the_next(start: Start) -> None:
+@pytest.mark.parametrize("times", [1, 20])
+async def test_freezes_that_were_cut_off_are_taken_up_by_the_next_and_do_not_add_up(start: Start, times: int) -> None:
     parent = await start()
-    parent.ask("stop")
-    await parent.port.freeze()
-    await parent.port.close()
-    parent.ask("cont")
-    parent.port = await MemoryPort.connect(parent.directory / "port", parent.pid)
-    await parent.port.adopt(SIZE)
-    await parent.count_to(parent.counters()[0] + 10)
-    taken, child = await checkpoint(parent), await start(incoming=True)
-    await become(child, taken)
-    assert child.counters() == taken[0]
-
-
-async def test_freezes_that_were_cut_off_do_not_add_up(start: Start) -> None:
-    parent = await start()
-    for _ in range(20):
+    for _ in range(times):
         await parent.port.prepare()
         parent.ask("stop")
         await parent.port.freeze()
@@ -384,7 +370,6 @@ async def test_freezes_that_were_cut_off_do_not_add_up(start: Start) -> None:
         parent.port = await MemoryPort.connect(parent.directory / "port", parent.pid)
         await parent.port.adopt(SIZE)
         await parent.count_to(parent.counters()[0] + 3)
-    await parent.port.prepare()
     taken, child = await checkpoint(parent), await start(incoming=True)
     await become(child, taken)
     assert child.counters() == taken[0]
