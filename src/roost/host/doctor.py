@@ -14,13 +14,14 @@ from typing import Literal, NamedTuple
 
 from roost.config import Config
 from roost.host import files
+from roost.host.packages import INSTALL, apt
 
 GiB = 1 << 30
 State = Literal["ok", "warning", "missing"]
 
 MODULES = (
     "asyncssh", "cryptography", "h11", "litestar", "msgspec", "prometheus_client", "pycdlib", "qemu.qmp", "structlog",
-    "uvicorn", "wsproto", "yaml", "zstandard",
+    "uvicorn", "wasmtime", "wsproto", "yaml", "zstandard",
 )  # fmt: skip
 """What Roost imports; a test compares it with pyproject.toml."""
 
@@ -115,14 +116,14 @@ def lacking(findings: list[Finding]) -> bool:
 
 def packages(findings: list[Finding]) -> list[str]:
     """The Debian packages that the fixes name."""
-    marker = "--no-install-recommends "
-    return sorted({finding.fix.partition(marker)[2] for finding in findings if marker in finding.fix})
+    fixes = [finding.fix.removeprefix(INSTALL) for finding in findings if finding.fix.startswith(INSTALL)]
+    return sorted({package for fix in fixes for package in fix.split()})
 
 
 def _python(seen: Look) -> Finding:
     version = f"{seen.python[0]}.{seen.python[1]}"
     if seen.python < (3, 11):
-        return Finding("python", "missing", f"Python {version} is older than 3.11", _apt("python3"))
+        return Finding("python", "missing", f"Python {version} is older than 3.11", apt("python3"))
     if seen.missing_modules:
         names = ", ".join(seen.missing_modules)
         return Finding(
@@ -146,16 +147,16 @@ def _programs(seen: Look) -> Iterator[Finding]:
                 if name == own
                 else f"is not installed: no {arch} machine can run"
             )
-            yield Finding(name, "missing" if name == own else "warning", detail, _apt(package))
+            yield Finding(name, "missing" if name == own else "warning", detail, apt(package))
     for name, (package, needed, use) in PROGRAMS.items():
         if name in seen.programs:
             yield Finding(name, "ok", use)
         else:
-            yield Finding(name, "missing" if needed else "warning", f"is not installed: {use}", _apt(package))
+            yield Finding(name, "missing" if needed else "warning", f"is not installed: {use}", apt(package))
     if seen.firmware:
         yield Finding("ovmf", "ok", "UEFI firmware")
     else:
-        yield Finding("ovmf", "warning", "is not installed: no x86_64 machine can boot by UEFI", _apt("ovmf"))
+        yield Finding("ovmf", "warning", "is not installed: no x86_64 machine can boot by UEFI", apt("ovmf"))
 
 
 def _accelerator(seen: Look) -> Iterator[Finding]:
@@ -216,7 +217,7 @@ def _subuids(seen: Look) -> Finding:
             "subuid",
             "warning",
             "newuidmap is not installed: Debian templates can not be built by an ordinary user",
-            _apt("uidmap"),
+            apt("uidmap"),
         )
     if not seen.subuids:
         fix = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {seen.user}"
@@ -236,10 +237,6 @@ def _disk(seen: Look) -> Finding:
         if seen.free < GOOD_DISK
         else Finding("disk", "ok", free)
     )
-
-
-def _apt(package: str) -> str:
-    return f"sudo apt-get install --no-install-recommends {package}"
 
 
 def _user(uid: int) -> str:

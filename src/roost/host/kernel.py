@@ -1,7 +1,7 @@
 """System calls that Python 3.11 has no function for; stand-alone, for the launcher."""
 
-# contextlib would cost the launcher milliseconds:
-# ruff: noqa: SIM105
+# contextlib and pathlib would cost the launcher milliseconds:
+# ruff: noqa: PTH208, SIM105
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_holding = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock, as a fork must
+_holding.syscall.restype = ctypes.c_long
 
 # The same on every architecture: include/uapi/asm-generic/unistd.h, from 424 on.
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
+_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -23,10 +26,11 @@ _CLONE_PARENT = 0x00008000
 
 MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 32, 4096, 16384, 1 << 18
 MOUNT_RDONLY, MOUNT_NOSUID, MOUNT_NODEV, MOUNT_NOEXEC = 1, 2, 4, 8
-_MNT_DETACH = 2
+_MNT_DETACH, _MOUNT_ATTR_IDMAP = 2, 0x00100000
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_SECUREBITS = 4, 22, 24, 28
 PR_SET_NO_NEW_PRIVS, PR_SET_THP_DISABLE, PR_CAP_AMBIENT, PR_SET_MEMORY_MERGE = 38, 41, 47, 67
 
@@ -64,6 +68,45 @@ def clone_sibling() -> int:
     return syscall(number, _CLONE_PARENT | 17, 0, 0, 0, 0)  # 17 is SIGCHLD
 
 
+def clone(flags: int) -> int:
+    """os.fork() into new namespaces (NEW*): 0 in the child, which goes on as a whole Python process. Raises OSError."""
+    if len(os.listdir("/proc/self/task")) == 1:
+        return _clone(flags)
+    # Another thread may be inside malloc, whose locks only the C library's own fork looks after: let that make a copy with one thread first.
+    read, write = os.pipe2(os.O_CLOEXEC)
+    between = os.fork()
+    if between == 0:
+        os.close(read)
+        try:
+            pid = _clone(flags | _CLONE_PARENT)
+        except OSError as error:
+            pid = -(error.errno or 1)
+        if pid == 0:
+            os.close(write)
+            return 0
+        os.write(write, struct.pack("=i", pid))
+        os._exit(0)
+    os.close(write)
+    answer = os.read(read, 4)
+    os.close(read)
+    os.waitpid(between, 0)
+    pid = int(struct.unpack("=i", answer)[0])
+    if pid < 0:
+        raise OSError(-pid, f"clone: {os.strerror(-pid)}")
+    return pid
+
+
+def _clone(flags: int) -> int:
+    number = _CLONE[os.uname().machine]
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = int(_holding.syscall(number, flags | 17, 0, 0, 0, 0))  # 17 is SIGCHLD
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    return _check(pid, "clone")
+
+
 def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
     """mount(2). Raises OSError."""
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind, data)]
@@ -94,6 +137,21 @@ def set_mount_attributes(path: str, attributes: int, *, recursive: bool = True) 
     arguments = struct.pack("=4Q", attributes, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     syscall(MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path) + b"\0", flags, arguments, len(arguments))
+
+
+def detach(path: str) -> None:
+    """Take a mount away from its place; what uses it keeps it. Raises OSError."""
+    _check(_libc.umount2(os.fsencode(path), _MNT_DETACH), f"umount2 {path}")
+
+
+def change_tree(tree: int, attributes: int, namespace: int = 0, *, recursive: bool = True) -> None:
+    """Add MOUNT_* attributes to a tree that is attached nowhere; with the descriptor of a user namespace, show owners as that maps them.
+
+    Raises OSError.
+    """
+    arguments = struct.pack("=4Q", attributes | (_MOUNT_ATTR_IDMAP if namespace else 0), 0, 0, namespace)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    syscall(MOUNT_SETATTR, tree, b"\0", flags, arguments, len(arguments))
 
 
 def drop_bounding_set() -> None:
@@ -128,6 +186,14 @@ def deliver_signals() -> None:
 def set_hostname(name: str) -> None:
     """sethostname(2). Raises OSError."""
     _check(_libc.sethostname(name.encode(), len(name.encode())), "sethostname")
+
+
+def load_watched_filter(program: bytes) -> int:
+    """As `load_filter`; returns the descriptor on which its user notifications arrive. Raises OSError."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
+    number = _SECCOMP[os.uname().machine]
+    return syscall(number, 1, 8, header)  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
 
 
 def load_filter(program: bytes) -> None:

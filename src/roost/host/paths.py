@@ -178,6 +178,46 @@ class CheckpointFiles(NamedTuple):
         return self.directory / "tpm"
 
 
+class ProgramFiles(NamedTuple):
+    """One program's files."""
+
+    directory: Path
+
+    @property
+    def contents(self) -> Path:
+        """What was uploaded for it: below here, one directory for each digest, with a link to the content under the program's own name."""
+        return self.directory / "content"
+
+    def content(self, sha256: str, name: str) -> Path:
+        """The file that the program is."""
+        return self.contents / sha256 / name
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the keeper and what it started, as long as any of them lives."""
+        return self.directory / "keeper.lock"
+
+    @property
+    def request(self) -> Path:
+        """What the present or last start was asked for (JSON)."""
+        return self.directory / "request.json"
+
+    @property
+    def state(self) -> Path:
+        """What the keeper says of itself and of the start (JSON, replaced atomically)."""
+        return self.directory / "state.json"
+
+    @property
+    def result(self) -> Path:
+        """How the last start ended (JSON, replaced atomically)."""
+        return self.directory / "result.json"
+
+    @property
+    def log(self) -> Path:
+        """The bounded record of what it printed."""
+        return self.directory / "output.log"
+
+
 class Paths(NamedTuple):
     """Where everything is, from the two directories of the configuration."""
 
@@ -240,6 +280,21 @@ class Paths(NamedTuple):
         return self.run / "machines"
 
     @property
+    def programs(self) -> Path:
+        """All programs' files."""
+        return self.state / "programs"
+
+    @property
+    def contents(self) -> Path:
+        """The contents of all programs, each once, named by digest (`sha256-...`); one that no program links to goes."""
+        return self.state / "contents"
+
+    @property
+    def program_cache(self) -> Path:
+        """What the runtimes of programs keep to start quickly."""
+        return self.state / "cache"
+
+    @property
     def reserve(self) -> Path:
         """Space kept for the control plane on a full disk."""
         return self.state / "reserve"
@@ -272,6 +327,10 @@ class Paths(NamedTuple):
     def machine(self, uid: str) -> MachineFiles:
         """The files of the machine with this uid."""
         return MachineFiles(self.machines / uid, self.live_machines / uid)
+
+    def program(self, uid: str) -> ProgramFiles:
+        """The files of the program with this uid."""
+        return ProgramFiles(self.programs / uid)
 
     def image(self, digest: str) -> ImageFiles:
         """The files of the image "sha256:..."."""

@@ -18,7 +18,7 @@ KILL = 0x80000000
 _NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # offsets in struct seccomp_data, little endian, low words
 _AF_UNIX = 1
 _CLONE_THREAD = 0x00010000
-_CLONE_NEW = 0x7E020080  # every CLONE_NEW* flag: include/uapi/linux/sched.h
+NAMESPACES = 0x7E020080  # every CLONE_NEW* flag: include/uapi/linux/sched.h
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _YOUNGEST = 462  # mseal; what came after is unknown here
 _X32 = 0x40000000
@@ -89,7 +89,9 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """struct sock_filter: skip so many instructions when `true` or `false`."""
+
     code: int
     true: int
     false: int
@@ -105,69 +107,83 @@ def build(machine: str, *, network: bool = False, sandboxes_itself: bool = False
     arch = ARCHITECTURES[machine]
     denied = _DENIED if sandboxes_itself else _DENIED | _SANDBOXING
     program = [
-        *(_load(_ARCH), _unless_equal(arch.audit, 1), _return(KILL)),
-        _load(_NUMBER),
-        *(_Instruction(0x35, 0, 1, _X32), _return(KILL)),  # BPF_JMP|BPF_JGE
-        *(_Instruction(0x25, 0, 1, _YOUNGEST), _return(ABSENT)),  # BPF_JMP|BPF_JGT
-        # The flags of clone3 are behind a pointer, where no filter sees them; the C library falls back to clone.
-        *(_if_equal(_CLONE3, 1), _return(ABSENT)),
+        *entrance(arch),
         *_clone(arch.clone, sandboxes_itself),
-        *_terminal_input(arch.ioctl),
+        *terminal_input(arch.ioctl),
         *([] if network else [*_unix_only(arch.socket), *_unix_only(arch.socketpair)]),
     ]
     for numbers in denied.values():
         number = numbers[arch.column]
         if number is not None:
-            program += [_if_equal(number, 1), _return(DENY)]
-    program.append(_return(ALLOW))
+            program += [if_equal(number, 1), give(DENY)]
+    program.append(give(ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-def _load(offset: int) -> _Instruction:
-    return _Instruction(0x20, 0, 0, offset)  # BPF_LD|BPF_W|BPF_ABS
+def forbidden() -> dict[str, tuple[int | None, int | None]]:
+    """Every call that a jail denies by its number alone, with its numbers on x86_64 and aarch64."""
+    return _DENIED | _SANDBOXING
 
 
-def _return(value: int) -> _Instruction:
-    return _Instruction(0x06, 0, 0, value)
+def entrance(arch: Architecture) -> list[Instruction]:
+    """No other ABI, no call that is younger than the table, no clone3; then the number is loaded."""
+    return [
+        *(load(_ARCH), _unless_equal(arch.audit, 1), give(KILL)),
+        load(_NUMBER),
+        *(Instruction(0x35, 0, 1, _X32), give(KILL)),  # BPF_JMP|BPF_JGE
+        *(Instruction(0x25, 0, 1, _YOUNGEST), give(ABSENT)),  # BPF_JMP|BPF_JGT
+        # The flags of clone3 are behind a pointer, where no filter sees them; the C library falls back to clone.
+        *(if_equal(_CLONE3, 1), give(ABSENT)),
+    ]
 
 
-def _if_equal(value: int, skip: int) -> _Instruction:
+def load(offset: int) -> Instruction:
+    """Look at this word of struct seccomp_data."""
+    return Instruction(0x20, 0, 0, offset)  # BPF_LD|BPF_W|BPF_ABS
+
+
+def give(value: int) -> Instruction:
+    """The answer."""
+    return Instruction(0x06, 0, 0, value)
+
+
+def if_equal(value: int, skip: int) -> Instruction:
     """Go on when equal, else skip so many instructions."""
-    return _Instruction(0x15, 0, skip, value)
+    return Instruction(0x15, 0, skip, value)
 
 
-def _unless_equal(value: int, skip: int) -> _Instruction:
-    return _Instruction(0x15, skip, 0, value)
+def _unless_equal(value: int, skip: int) -> Instruction:
+    return Instruction(0x15, skip, 0, value)
 
 
-def _clone(number: int, namespaces: bool) -> list[_Instruction]:
+def _clone(number: int, namespaces: bool) -> list[Instruction]:
     """Threads only; a program that sandboxes itself may also make processes and namespaces by it."""
     if namespaces:
         return []
     return [
-        _if_equal(number, 6),
-        _load(_ARGUMENT_0),
-        *(_Instruction(0x45, 0, 1, _CLONE_NEW), _return(DENY)),  # BPF_JMP|BPF_JSET
-        *(_Instruction(0x45, 1, 0, _CLONE_THREAD), _return(DENY)),
-        _return(ALLOW),
+        if_equal(number, 6),
+        load(_ARGUMENT_0),
+        *(Instruction(0x45, 0, 1, NAMESPACES), give(DENY)),  # BPF_JMP|BPF_JSET
+        *(Instruction(0x45, 1, 0, _CLONE_THREAD), give(DENY)),
+        give(ALLOW),
     ]
 
 
-def _terminal_input(number: int) -> list[_Instruction]:
+def terminal_input(number: int) -> list[Instruction]:
     """No typing into a terminal that somebody left open."""
     return [
-        _if_equal(number, 5),
-        _load(_ARGUMENT_1),
-        *(_unless_equal(_TIOCSTI, 1), _if_equal(_TIOCLINUX, 1)),
-        _return(DENY),
-        _return(ALLOW),
+        if_equal(number, 5),
+        load(_ARGUMENT_1),
+        *(_unless_equal(_TIOCSTI, 1), if_equal(_TIOCLINUX, 1)),
+        give(DENY),
+        give(ALLOW),
     ]
 
 
-def _unix_only(number: int) -> list[_Instruction]:
+def _unix_only(number: int) -> list[Instruction]:
     return [
-        _if_equal(number, 4),
-        _load(_ARGUMENT_0),
-        *(_unless_equal(_AF_UNIX, 1), _return(DENY)),
-        _return(ALLOW),
+        if_equal(number, 4),
+        load(_ARGUMENT_0),
+        *(_unless_equal(_AF_UNIX, 1), give(DENY)),
+        give(ALLOW),
     ]

@@ -11,10 +11,11 @@ from roost.model.image import Image
 from roost.model.machine import Machine
 from roost.model.meta import IMAGE_NAME, NAME
 from roost.model.node import Node
+from roost.model.program import Program
 from roost.model.project import Project
 from roost.model.snapshot import SNAPSHOT_NAME, Snapshot
 
-Object: TypeAlias = Machine | Image | Snapshot | Node | Project | Event
+Object: TypeAlias = Machine | Program | Image | Snapshot | Node | Project | Event
 
 
 class Kind(NamedTuple):
@@ -32,6 +33,7 @@ class Kind(NamedTuple):
 
 KINDS: tuple[Kind, ...] = (
     Kind("machine", "machines", Machine, finalized=True),
+    Kind("program", "programs", Program, finalized=True),
     Kind("image", "images", Image, IMAGE_NAME, finalized=True),
     Kind("snapshot", "snapshots", Snapshot, SNAPSHOT_NAME, finalized=True),
     Kind("node", "nodes", Node, writable=False),

@@ -1,0 +1,1 @@
+"""Programs that tests run: our own, compiled for every target, and those of third parties."""
