@@ -1,0 +1,161 @@
+"""`roost.run`: a program of any kind in a sandbox, from Python, without a daemon."""
+
+# pathlib would cost milliseconds:
+# ruff: noqa: PTH100, PTH109, PTH118, PTH208
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
+
+from roost.errors import CommandFailed, OutcomeUnknown, RoostError
+from roost.host import workers
+from roost.runtimes import execution, policy
+from roost.runtimes.base import Ending, Request, Result
+
+
+class PolicyFields(TypedDict, total=False):
+    """What a program may do, as `roost run` takes it: texts, numbers (bytes, seconds), mappings, or the tuples of `roost.runtimes.base`.
+    What is not said is not allowed; None lifts a limit."""
+
+    fs: Sequence[Any]
+    """["./data:ro", "./out:/out"]: lent to read and write unless :ro."""
+    env: Mapping[str, str | None] | Sequence[str]
+    """Variables; None takes the caller's value."""
+    net: Sequence[Any]
+    """["example.org:443"]: TCP services it may connect to."""
+    publish: Sequence[Any]
+    """["8080:80"]: ports of this host (127.0.0.1) that lead to it."""
+    memory: str | int | None
+    cpu_time: str | float | None
+    wall: str | float | None
+    processes: int
+    files: int
+    output: str | int | None
+    tmp: str | int
+    fuel: int | None
+    gui: bool
+    require: Sequence[str]
+
+
+class CompletedProgram(NamedTuple):
+    """A program that ended: what it was called with, what it exits with (as `roost run` does), what it printed, and how it went."""
+
+    argv: Sequence[str]
+    code: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    result: Result
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; what is not UTF-8 becomes U+FFFD."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text; what is not UTF-8 becomes U+FFFD."""
+        return self.stderr_bytes.decode(errors="replace")
+
+    @property
+    def ending(self) -> Ending:
+        """Whether it exited, was killed by a signal, trapped, or hit a limit."""
+        return self.result.ending
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of isolation that held."""
+        return self.result.layers
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """What it was refused, and the flag that would allow it."""
+        return self.result.refusals
+
+    def check(self) -> CompletedProgram:
+        """This, when the code is 0. Raises CommandFailed with the end of standard error and what was refused otherwise."""
+        if self.code:
+            said = self.ending.message or self.stderr[-2000:].strip() or "it printed nothing on standard error"
+            why = "\n".join([f"exit code {self.code}: {said}", *(f"refused: {line}" for line in self.refusals)])
+            raise CommandFailed(f"{self.argv[0]} failed", why, "see .stdout and .stderr of the result without check()")
+        return self
+
+
+def run(
+    file: str | os.PathLike[str],
+    *arguments: str,
+    stdin: bytes | str | int | None = b"",
+    capture: bool = True,
+    check: bool = False,
+    cwd: str | os.PathLike[str] = "",
+    vm: str = "",
+    **allowed: Unpack[PolicyFields],
+) -> CompletedProgram:
+    """Run a program to its end: `roost.run("app.wasm", "arg", fs=["./data:ro"]).stdout`.
+
+    `stdin` is its input, a descriptor of it, or None for the caller's own. Without `capture` it prints to the caller's stdout and stderr; of
+    captured output 64 MiB are taken, unless `output` says otherwise. `cwd` is what relative paths refer to (default: the current directory),
+    `vm` the runtime (default: the best one for the file's content). `check=True` is `.check()`.
+
+    In the main thread, signals that this process gets meanwhile are the program's. Raises RoostError when it did not begin: NotFound,
+    Unavailable (its runtime is missing), Invalid (the policy), NotStarted.
+    """
+    here = os.path.abspath(cwd or os.getcwd())
+    path = os.fspath(file)
+    request = Request(os.path.join(here, path), arguments, policy.from_mapping(allowed, here), here, vm, path)
+    with _input(stdin) as descriptor:
+        result = _run(request, descriptor, capture)
+    done = CompletedProgram((path, *arguments), result.ending.code, result.stdout, result.stderr, result)
+    return done.check() if check else done
+
+
+def _run(request: Request, stdin: int, capture: bool) -> Result:
+    """In this process if it has one thread; else in a forked one, because a sandbox can not be made beside threads that may hold locks."""
+    if len(os.listdir("/proc/self/task")) == 1:
+        return execution.run(request, stdin=stdin, capture=capture)
+    ours, theirs = os.pipe()
+
+    def child() -> int:
+        answer: Result | RoostError
+        try:
+            answer = execution.run(request, stdin=stdin, capture=capture)
+        except RoostError as error:
+            answer = error
+        with open(theirs, "wb") as pipe:
+            pickle.dump(answer, pipe)
+        return 0
+
+    with open(ours, "rb") as pipe:
+        try:
+            worker = workers.fork_worker(child)
+        finally:
+            os.close(theirs)
+        try:
+            answer = pickle.load(pipe)
+        except EOFError:
+            what = f"the end of {request.name} is not known"
+            raise OutcomeUnknown(what, "the process that ran it was killed") from None
+        finally:
+            worker.wait()
+    if isinstance(answer, RoostError):
+        raise answer
+    return cast(Result, answer)
+
+
+@contextmanager
+def _input(given: bytes | str | int | None) -> Iterator[int]:
+    """A descriptor to read it from: a file in memory, so that nobody has to feed a pipe."""
+    if given is None or isinstance(given, int):
+        yield 0 if given is None else given
+        return
+    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(given.encode() if isinstance(given, str) else given)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,61 @@
+"""Programs that stay mapped and linked in this process, for the children that the zygote forks: by the identity of their file."""
+
+# pathlib would cost milliseconds:
+# ruff: noqa: PTH116
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from roost.runtimes.wasm_compile import artefact_of_file
+from roost.runtimes.wasm_engine import WINCH, Options, engine
+from roost.runtimes.wasm_program import Command
+
+MOST = 8
+"""Programs; the one that was used longest ago goes."""
+_SETTLED = 2.0  # seconds since a file changed: another change within one tick of the clock would not be seen
+
+_Identity = tuple[int, ...]
+_kept: dict[_Identity, Command] = {}
+
+
+def prepare() -> None:
+    """Load the library and make its engine."""
+    engine(Options())
+
+
+def keep(path: str) -> None:
+    """Map and link the core module at `path`, which has been run and so compiled before. Code from Winch is not kept: better comes soon.
+
+    Raises RoostError, OSError.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode) or time.time() - found.st_ctime < _SETTLED:
+        return
+    identity = _identity(found)
+    known = _kept.pop(identity, None)
+    if known is None:
+        artefact = artefact_of_file(path, Options(), background=False)
+        if artefact.component or artefact.options.strategy == WINCH:
+            os.close(artefact.descriptor)
+            return
+        known = Command(artefact)
+    _kept[identity] = known
+    if len(_kept) > MOST:
+        _kept.pop(next(iter(_kept))).close()
+
+
+def find(path: str) -> Command | None:
+    """What is kept of the file, if it is still the same one."""
+    if not _kept:
+        return None
+    try:
+        return _kept.get(_identity(os.stat(path)))
+    except OSError:
+        return None
+
+
+def _identity(found: os.stat_result) -> _Identity:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,0 +1,328 @@
+"""The zygote: a process of one user that has loaded all that WebAssembly runs need, and forks one for each; gone when nobody wants it.
+
+The standby, a child forked beforehand, takes the next caller itself: it reads what is to be run, becomes like the caller (directory,
+environment, descriptors, limits), says "begun" and runs it as `roost run` does. Whoever can not be served exactly as if it ran the program
+itself gets an "odd" before anything ran. The parent keeps the connection: it hands on signals, and kills a run whose caller is gone.
+"""
+
+# ruff: noqa: PTH103, PTH108, PTH208, PTH115, PTH116, PTH118, PTH119, PTH120
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from roost.errors import RoostError
+from roost.host import workers
+from roost.runtimes.loop import READ, Loop
+from roost.runtimes.zygote_client import FORWARDED, LONGEST, peer, place
+
+IDLE = 60.0
+"""Seconds without a run after which it ends itself."""
+MOST = 64
+"""Runs at once; who comes then runs the program itself."""
+_PATIENCE = 1.0  # seconds a caller has to say what it wants
+_OTHER_BUILD = 3  # exit code of a standby that finds the installation changed
+_ALIKE = frozenset({
+    "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters",
+})  # fmt: skip
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+class Accepted(NamedTuple):
+    """A run that is for the zygote: the file of the program, and what runs it and gives the exit code."""
+
+    file: str
+    run: Callable[[], int]
+
+
+class Work(NamedTuple):
+    """What the zygote is for. `accept` makes a run of the words after `roost run`, or None of what is not for it, and runs nothing yet; `keep`
+    is told in the parent which file was run, so that later runs find ready what can be kept of it. Neither may start a thread."""
+
+    accept: Callable[[list[str]], Accepted | None]
+    keep: Callable[[str], None]
+
+
+def serve(work: Work, idle: float = IDLE) -> None:
+    """Serve until nobody comes for `idle` seconds or the installation changes; returns at once when another one serves.
+
+    The caller has imported everything that runs need. Raises OSError.
+    """
+    os.chdir("/")
+    os.umask(0o077)
+    try:
+        lock = _lock()
+    except BlockingIOError:
+        return
+    try:
+        _Zygote(work, idle).run(os.path.join(*place()))
+    finally:
+        os.close(lock)
+
+
+def start(command: tuple[str, ...]) -> None:
+    """Start one in the background unless one serves, by a command that comes to `serve`; of this process only its environment goes along."""
+    with contextlib.suppress(OSError):
+        _likeness("self")
+        os.close(_lock())
+        kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+        workers.start_detached(command, kept)
+
+
+def _lock() -> int:
+    """A descriptor that holds the lock of the one that serves. Raises BlockingIOError when another process has it, OSError."""
+    directory, name = place()
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = os.path.join(directory, f"{name}.lock")
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+_KEPT = frozenset({"PATH", "HOME", "LANG"})
+_KEPT_PREFIXES = ("PYTHON", "XDG_", "LC_", "ROOST_")
+
+
+class _Run:
+    def __init__(self, worker: workers.Worker, connection: socket.socket) -> None:
+        self.worker = worker
+        self.connection = connection
+
+
+class _Zygote:
+    def __init__(self, work: Work, idle: float) -> None:
+        self._work = work
+        self._idle = idle
+        self._loop = Loop()
+        self._runs: set[_Run] = set()
+        self._stop = False
+        self._build = _installation()
+        self._standby: workers.Worker | None = None
+        self._word = self._theirs = self._listener = socket.socket()
+
+    def run(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # a dead one's: the lock is ours
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _check_private(directory)
+            self._listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+            self._listener.listen(MOST)
+            gc.freeze()
+            self._replace_standby()
+            self._rest()
+            while not self._stop or self._runs:
+                self._loop.turn()
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            if self._standby is not None:
+                self._standby.signal(9)
+
+    def _rest(self) -> None:
+        """Begin to be idle."""
+        self._loop.at(time.monotonic() + self._idle, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._stop = self._stop or not self._runs
+
+    def _replace_standby(self) -> None:
+        if self._stop or self._standby is not None or len(self._runs) >= MOST:
+            return
+        self._word, self._theirs = _pair()
+        self._standby = workers.fork_worker(self._stand_by)
+        self._theirs.close()
+        self._loop.watch(self._word.fileno(), READ, self._standby_speaks)
+        self._loop.watch(self._standby.pidfd, READ, self._standby_ended)
+
+    def _standby_speaks(self, _: int) -> None:
+        """It has taken a caller; here is the connection."""
+        standby = self._standby
+        path, descriptors = _receive(self._word)
+        if standby is None or not descriptors:
+            self._loop.forget(self._word.fileno())
+            return
+        run = _Run(standby, socket.socket(fileno=descriptors[0]))
+        self._forget_standby()
+        self._runs.add(run)
+        self._loop.watch(run.connection.fileno(), READ, lambda _: self._caller_speaks(run))
+        self._loop.watch(run.worker.pidfd, READ, lambda _: self._run_ended(run))
+        self._keep(os.fsdecode(path))
+        self._replace_standby()
+
+    def _keep(self, path: str) -> None:
+        with contextlib.suppress(RoostError, OSError):
+            self._work.keep(path)
+        gc.freeze()  # what is there stays: a child's collector must not touch, and so copy, all of its memory
+        if len(os.listdir("/proc/self/task")) > 1:
+            self._stop = True  # no fork of a process with threads
+            self._listener.close()
+
+    def _forget_standby(self) -> None:
+        if self._standby is not None:
+            self._loop.forget(self._word.fileno())
+            self._loop.forget(self._standby.pidfd)
+            self._word.close()
+            self._standby = None
+
+    def _standby_ended(self, _: int) -> None:
+        """Without having taken anybody: it refused one, or the installation is another."""
+        if self._standby is None:
+            return
+        status = self._standby.wait()
+        self._forget_standby()
+        if os.waitstatus_to_exitcode(status) != 0:
+            self._stop = True
+            self._listener.close()
+        self._replace_standby()
+
+    def _caller_speaks(self, run: _Run) -> None:
+        try:
+            words = run.connection.recv(64)
+        except OSError:
+            words = b""
+        if not words:
+            run.worker.signal(9)  # its end is that of all it runs: they live by a socket that it holds
+            self._loop.forget(run.connection.fileno())
+        for number in words:
+            if number in FORWARDED:
+                run.worker.signal(number)
+
+    def _run_ended(self, run: _Run) -> None:
+        self._loop.forget(run.connection.fileno())
+        self._loop.forget(run.worker.pidfd)
+        run.worker.wait()
+        run.connection.close()
+        self._runs.discard(run)
+        self._rest()
+        self._replace_standby()
+
+    def _stand_by(self) -> int:
+        """The standby's life: wait for a caller that can be served, and serve it."""
+        self._word.close()
+        ourselves = _likeness("self")
+        while True:
+            connection = self._listener.accept()[0]
+            if _installation(self._build) != self._build:
+                return _OTHER_BUILD
+            try:
+                run = self._take(connection, ourselves)
+            except (OSError, ValueError, IndexError):
+                run = None
+            if run is None:
+                with contextlib.suppress(OSError):
+                    connection.send(b"odd")
+                return 0  # half of it may be like the caller already
+            return self._serve(connection, run)
+
+    def _take(self, connection: socket.socket, ourselves: tuple[str, ...]) -> Accepted | None:
+        """Become like the caller and look at what it wants; None when that is not for us."""
+        pid, uid = peer(connection)
+        if uid != os.getuid() or _likeness(str(pid)) != ourselves:
+            return None
+        connection.settimeout(_PATIENCE)
+        message, descriptors = _receive(connection)
+        count, *words = message.split(b"\0")
+        arguments, variables = words[: int(count)], words[int(count) :]
+        os.fchdir(descriptors[3])
+        for number in (0, 1, 2):
+            os.dup2(descriptors[number], number)
+        for number in descriptors:
+            os.close(number)
+        _adopt(pid)
+        os.environb.clear()
+        for variable in variables:
+            name, _, value = variable.partition(b"=")
+            os.environb[name] = value
+        os.setsid()
+        return self._work.accept([os.fsdecode(word) for word in arguments])
+
+    def _serve(self, connection: socket.socket, accepted: Accepted) -> int:
+        descriptor = connection.fileno().to_bytes(4, sys.byteorder)
+        self._theirs.sendmsg([os.fsencode(accepted.file)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
+        self._listener.close()
+        self._theirs.close()
+        connection.settimeout(_PATIENCE)
+        connection.send(b"begun")  # raises when the caller no longer waits: then nothing may run
+        code = accepted.run()
+        with contextlib.suppress(OSError):
+            connection.send(b"exit %d" % code)
+        return 0
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and the descriptors that came with it; those close at exec."""
+    data, extra, _, _ = connection.recvmsg(LONGEST, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+    numbers = b"".join(content for _, kind, content in extra if kind == socket.SCM_RIGHTS)
+    return data, [int.from_bytes(numbers[at : at + 4], sys.byteorder) for at in range(0, len(numbers) // 4 * 4, 4)]
+
+
+def _check_private(directory: int) -> None:
+    seen = os.fstat(directory)
+    if seen.st_uid != os.getuid() or seen.st_mode & 0o077:
+        raise PermissionError("the directory of the socket is not ours alone")
+
+
+def _likeness(pid: str) -> tuple[str, ...]:
+    """What a caller must have in common with us, so that a run of ours is confined and accounted for as one of its own. Raises OSError."""
+    with open(f"/proc/{pid}/status") as file:
+        status = [line for line in file if line.partition(":")[0] in _ALIKE]
+    with open(f"/proc/{pid}/cgroup") as file:
+        groups = file.read()
+    spaces = [os.readlink(f"/proc/{pid}/ns/{name}") for name in _NAMESPACES]
+    if "NoNewPrivs:\t1\n" in status:
+        raise PermissionError("it may be locked up in ways that can not be seen")  # Landlock
+    return (*status, groups, *spaces, os.readlink(f"/proc/{pid}/root"))
+
+
+def _adopt(pid: int) -> None:
+    """Take on what a child of that process would inherit. Raises OSError where we may not."""
+    with open(f"/proc/{pid}/status") as file:
+        umask = next(line for line in file if line.startswith("Umask:"))
+    os.umask(int(umask.split()[1], 8))
+    for number in range(16):  # RLIM_NLIMITS of include/uapi/asm-generic/resource.h
+        wanted = resource.prlimit(pid, number)
+        if wanted != resource.getrlimit(number):
+            resource.setrlimit(number, wanted)
+    nice = os.getpriority(os.PRIO_PROCESS, pid)
+    if nice != os.getpriority(os.PRIO_PROCESS, 0):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if os.sched_getscheduler(pid) != os.sched_getscheduler(0):
+        raise PermissionError("another scheduler")
+    os.sched_setaffinity(0, os.sched_getaffinity(pid))
+    with open(f"/proc/{pid}/oom_score_adj") as file, open("/proc/self/oom_score_adj", "r+") as own:
+        score = file.read()
+        if own.read() != score:
+            own.write(score)
+
+
+def _installation(known: dict[str, tuple[int, int, int]] | None = None) -> dict[str, tuple[int, int, int]]:
+    """Which files we run from and what they were when first asked; a file that is gone is (0, 0, 0)."""
+    paths = [module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)]
+    found = {}
+    for path in known or paths:
+        try:
+            seen = os.stat(str(path))
+        except FileNotFoundError:
+            found[str(path)] = (0, 0, 0)
+        else:
+            found[str(path)] = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    return found
