@@ -34,16 +34,17 @@ from roost.control.plane import Here, Plane
 from roost.control.plane import Pool as ControlPool
 from roost.control.preparation import Prepared, prepare
 from roost.control.records import Records
-from roost.errors import Conflict, Invalid, Problem, RoostError
+from roost.errors import Conflict, Invalid, NotFound, Problem, RoostError
 from roost.host import cgroups, doctor, escapes, failpoints, memory, service
 from roost.host import facts as host_facts
 from roost.host.clock import SystemClock
 from roost.host.jail import program_binds
+from roost.host.outputlog import PROGRAM_LIMIT, OutputLog, Tail
 from roost.host.paths import Paths
 from roost.host.sockets import listen_unix
 from roost.hypervisor.accel import Accelerator
 from roost.hypervisor.base import DirectBoot, Hypervisor
-from roost.hypervisor.console import RECORD, Record
+from roost.hypervisor.console import RECORD
 from roost.hypervisor.qemu import Qemu
 from roost.model import codec
 from roost.model.facts import HostFacts
@@ -52,6 +53,7 @@ from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch, Meta
 from roost.model.node import Verdict
+from roost.model.program import RESTING, Program
 from roost.model.project import Project
 from roost.network.usernet import UserNetwork
 from roost.storage import fetch, formats
@@ -63,6 +65,9 @@ from roost.store.sqlite import SqliteStore
 
 PIECE = 1 << 20
 """Bytes of a disk read at once."""
+
+FOLLOW_SECONDS = 0.1
+"""Between two looks whether a program has printed more."""
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -125,7 +130,59 @@ class _Guests:
 
     def record(self, machine: Machine) -> bytes:
         """What was kept of the machine's console."""
-        return Record(self._paths.machine(machine.meta.uid).console_log).tail(2 * RECORD)
+        return OutputLog(self._paths.machine(machine.meta.uid).console_log).tail(2 * RECORD)
+
+
+class _Programs:
+    """The programs' contents and logs as the API sees them."""
+
+    def __init__(self, records: Records, control: Plane, paths: Paths) -> None:
+        self._records = records
+        self._control = control
+        self._paths = paths
+
+    async def upload(self, program: Program, content: AsyncIterator[bytes]) -> None:
+        """Take the content, then let the program start. Raises NotFound when it was deleted meanwhile."""
+        spec, uid = program.spec, program.meta.uid
+        await self._control.contents.store(uid, spec.sha256, spec.file, content)
+        await failpoints.reach("program.uploaded")
+        key = key_of(BY_NAME["program"], program.project, program.name)
+        try:
+            now_there = await self._records.program(key)
+        except NotFound:
+            now_there = None
+        if now_there is None or now_there.meta.uid != uid or now_there.meta.deleting is not None:
+            await self._control.contents.forget(uid)
+            raise NotFound(f'program "{program.name}" does not exist', "it was deleted meanwhile", "roost program list")
+        self._control.loop.wake(key)
+
+    def record(self, program: Program) -> bytes:
+        """What was kept of what the program printed."""
+        return OutputLog(self._paths.program(program.meta.uid).log).tail(2 * PROGRAM_LIMIT)
+
+    async def follow(self, program: Program) -> AsyncIterator[bytes]:
+        """The same, and what it prints until it rests."""
+        tail = Tail(self._paths.program(program.meta.uid).log)
+        key = key_of(BY_NAME["program"], program.project, program.name)
+        try:
+            while True:
+                # Asked before the log is read: what was printed before it came to rest is read after that.
+                rests = await self._rests(key, program.meta.uid)
+                while data := await asyncio.to_thread(tail.read):
+                    yield data
+                if rests:
+                    return
+                await asyncio.sleep(FOLLOW_SECONDS)
+        finally:
+            tail.close()
+
+    async def _rests(self, key: str, uid: str) -> bool:
+        try:
+            program = await self._records.program(key)
+        except NotFound:
+            return True
+        wants = program.spec.power == "running" and program.meta.deleting is None
+        return program.meta.uid != uid or (program.status.phase in RESTING and not wants)
 
 
 class _Here:
@@ -216,6 +273,7 @@ def _services(here: Here, engine: Engines, control: Plane) -> Services:
         store=here.store,
         guests=_Guests(control.custody, paths),
         uploads=_Uploads(engine.pool, control.images, paths),
+        programs=_Programs(Records(here.store), control, paths),
         now=now,
         owner=os.getuid(),
         node=here.node,
@@ -224,6 +282,7 @@ def _services(here: Here, engine: Engines, control: Plane) -> Services:
         doctor=examine,
         gauges=(
             ("roost_guests_running", "Guests that this daemon holds", lambda: float(control.custody.running())),
+            ("roost_programs_running", "Programs that this daemon holds", lambda: float(control.programs.running())),
             ("roost_reconciles_queued", "Objects that wait for a reconciler", lambda: float(control.loop.queued)),
         ),
     )
@@ -344,7 +403,7 @@ async def _stop_when_idle(daemon: Daemon, stop: asyncio.Event, seconds: float | 
     since = loop.time()
     while loop.time() - since < seconds:
         await asyncio.sleep(min(1.0, seconds / 4))
-        if daemon.server.connections or daemon.control.custody.running() or not daemon.control.idle():
+        if daemon.server.connections or daemon.control.running() or not daemon.control.idle():
             since = loop.time()
     stop.set()
 

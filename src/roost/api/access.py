@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from roost.api.view import View
 from roost.errors import Forbidden, NotFound
 from roost.model.access import Principal, Verb, may
 from roost.model.image import Image
 from roost.model.kinds import Kind, Object
+from roost.model.program import Program, privileges
 from roost.model.project import Project, Quota, Role
 
 
@@ -74,12 +77,39 @@ class Gate:
 
     def check_reserved(self, principal: Principal, after: Object, before: Object | None) -> None:
         """What an owner may not give themselves: quotas, and images that reach into other projects. Raises Forbidden."""
+        if isinstance(after, Program):
+            _check_program(principal, after, before if isinstance(before, Program) else None)
         if not principal.admin and _reserved(after) != (_reserved(before) if before is not None else _reserved(None)):
             raise Forbidden(
                 f'{after.kind} "{after.name}" was not written',
                 "only an admin sets quotas of projects and publishes images to all projects",
                 "leave spec.quota and spec.published as they are, or ask root on this host",
             )
+
+
+def _check_program(principal: Principal, after: Program, before: Program | None) -> None:
+    """The daemon lends what the host has only to those who have it anyway: else a root's daemon would be everybody's way to root's files."""
+    given = privileges(after.spec.policy)
+    if principal.admin or not given or (before is not None and _same_program(after, before)):
+        return
+    raise Forbidden(
+        f'program "{after.name}" was not written',
+        f"only an admin of this daemon may lend it the host's own: {', '.join(given[:5])}",
+        "leave that out; or run it without the daemon, with what is yours: roost run without --detach; or ask root on this host",
+    )
+
+
+def _same_program(after: Program, before: Program) -> bool:
+    """Whether only the wish to run it differs."""
+    wish = {name: getattr(after.spec, name) for name in ("power", "restart", "restarts", "stop_grace")}
+    return msgspec.structs.replace(before.spec, **wish) == after.spec
+
+
+def sealed(principal: Principal, after: Object, before: Object | None) -> Object:
+    """The object with the note whether an admin wrote what it is to run, so that nobody needs to know later who did."""
+    if not isinstance(after, Program) or (isinstance(before, Program) and _same_program(after, before)):
+        return after
+    return msgspec.structs.replace(after, status=msgspec.structs.replace(after.status, trusted=principal.admin))
 
 
 def _reserved(thing: Object | None) -> tuple[Quota, bool]:

@@ -4,7 +4,8 @@ Transport: HTTP/1.1 over a unix socket. Who calls is the peer's uid (SO_PEERCRED
 are admins. Bodies are JSON (at most 1 MiB, 32 levels) unless a route says otherwise; sizes may be written "2GiB". Answers are JSON.
 
 Objects: {"kind", "project", "name", "meta", "spec", "status"} exactly as in roost.model. `meta.revision` is the revision of the last
-change. `spec.user_data` of a machine is shown (not null) to owners, operators and admins only.
+change. `spec.user_data` of a machine, and the values of `spec.policy.env` of a program, are shown to owners, operators and admins only.
+Only admins write programs with `policy.fs`, `publish`, `gui`, or a `net` that leads to this host; others may start and stop them.
 
     GET    /healthz                               200 {"status": "ok"} | 503 error; needs no role
     GET    /v1/version                            {"version", "build", "api": "v1", "pid", "uid", "node", "principal", "admin"}
@@ -12,7 +13,7 @@ change. `spec.user_data` of a machine is shown (not null) to owners, operators a
     GET    /openapi.json                          OpenAPI 3.1
     GET    /v1/doctor?area=host|jail|storage        report (JSON); admins only
 
-PLURAL is projects, machines, images, snapshots, nodes or events; PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
+PLURAL is projects, machines, programs, images, snapshots, nodes or events; PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
     GET    /v1/PLURAL?project=P|all&label=k=v&limit=500&continue=TOKEN
                                                   {"items": [OBJECT...], "revision": N, "continue": TOKEN or null}, in order of project and
                                                   name; `project` defaults to "default", `all` is everything the caller may see; label may be
@@ -21,7 +22,7 @@ PLURAL is projects, machines, images, snapshots, nodes or events; PLACE is NAME 
     POST   /v1/PLURAL                             201 OBJECT; body {"kind"?, "project"?, "name", "meta": {"labels"}?, "spec"}
     PUT    /v1/PLURAL/PLACE                       200 OBJECT; the whole object; a `meta.revision` other than 0 must be the current one
     PATCH  /v1/PLURAL/PLACE                       200 OBJECT; JSON merge patch (RFC 7396) of {"spec": .., "meta": {"labels": .., "revision": N?}}
-    DELETE /v1/PLURAL/PLACE                       202 OBJECT with `meta.deleting` set (machines, images, snapshots: a watch tells when it is gone),
+    DELETE /v1/PLURAL/PLACE                       202 OBJECT with `meta.deleting` set (what a reconciler clears up: a watch tells when it is gone),
                                                   200 OBJECT as it was (projects); again: 202 while it goes, then 404
     POST   /v1/machines/PROJECT/NAME/rename       200 OBJECT; body {"name": NEW}
     POST   /v1/machines/PROJECT/NAME/restore      200 OBJECT; body {"snapshot": "NAME.SNAP", "memory"?: bool}; 409 for a snapshot of another machine
@@ -56,6 +57,8 @@ the first outcome again (header `Idempotency-Replayed: true`) and does nothing; 
     PUT    /v1/machines/PROJECT/NAME/files?path=/dir    body: tar stream, unpacked into the directory; 204
     GET    /v1/machines/PROJECT/NAME/files?path=/x      application/x-tar; member names relative to the parent of /x; when the
                                                         transfer breaks the connection ends without the last chunk
+    PUT    /v1/programs/PROJECT/NAME/content      body: the program's file, whose sha256 is `spec.sha256`; 200 OBJECT; it starts then
+    GET    /v1/programs/PROJECT/NAME/logs?follow=true|false     application/octet-stream: what it printed; follow: until it comes to rest
     PUT    /v1/images/PROJECT/NAME/content        body: the disk's bytes, for an image with `spec.upload`; 200 OBJECT
     GET    /v1/images/PROJECT/NAME/content        the disk as stored (qcow2); its sha256 is `status.digest`; 409 when the image has none
 

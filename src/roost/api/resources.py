@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
-from roost.api.access import Gate, creator_becomes_owner, missing
+from roost.api.access import Gate, creator_becomes_owner, missing, sealed
 from roost.api.commits import Change, Commits
 from roost.api.services import Services
 from roost.api.view import Item, View, load, stamp
@@ -20,6 +20,7 @@ from roost.model.access import Principal, Verb
 from roost.model.kinds import BY_NAME, KINDS, Kind, Object, key_of, prefix_of
 from roost.model.machine import Machine
 from roost.model.meta import Meta, Struct
+from roost.model.program import Program
 from roost.model.project import Project
 from roost.model.snapshot import Snapshot
 from roost.store.base import Write
@@ -31,6 +32,7 @@ PERMANENT = frozenset({"default", "system"})
 _PROJECT = BY_NAME["project"]
 _MACHINE = BY_NAME["machine"]
 _SNAPSHOT = BY_NAME["snapshot"]
+_PROGRAM = BY_NAME["program"]
 
 
 class NewName(Struct, frozen=True, kw_only=True):
@@ -111,6 +113,7 @@ class Resources:
         )
         new = _with(wanted, meta=meta)
         self._gate.check_reserved(call.principal, new, None)
+        new = sealed(call.principal, new, None)
         if isinstance(new, Project):
             new = _with(new, spec=_with(new.spec, members=creator_becomes_owner(call.principal, new.spec.members)))
 
@@ -167,6 +170,7 @@ class Resources:
                 raise _moved(kind, call.name, revision, before.meta.revision)
             after = _with(before, spec=wanted.spec, meta=_with(before.meta, labels=wanted.meta.labels))
             self._gate.check_reserved(call.principal, after, before)
+            after = sealed(call.principal, after, before)
             if after == before:
                 return Change(200, before)
             return self.changed(kind, before, await self.admit(after, before))
@@ -277,12 +281,15 @@ class Resources:
 
 def shown(gate: Gate, principal: Principal, project: str, kind: Kind, body: bytes) -> bytes:
     """An object's JSON without what only those who may change it may read."""
-    if kind not in (_MACHINE, _SNAPSHOT) or gate.shows_secrets(principal, project):
+    if kind not in (_MACHINE, _PROGRAM, _SNAPSHOT) or gate.shows_secrets(principal, project):
         return body
     thing: Object = codec.stored(body, kind.type)
     if isinstance(thing, Snapshot) and thing.status.machine_spec is not None:
         kept = _with(thing.status.machine_spec, user_data=None)
         return codec.encode(_with(thing, status=_with(thing.status, machine_spec=kept)))
+    if isinstance(thing, Program):
+        policy = _with(thing.spec.policy, env=dict.fromkeys(thing.spec.policy.env, ""))
+        return codec.encode(_with(thing, spec=_with(thing.spec, policy=policy)))
     return codec.encode(_with(thing, spec=_with(thing.spec, user_data=None))) if kind is _MACHINE else body
 
 

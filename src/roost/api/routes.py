@@ -153,6 +153,10 @@ def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) ->
         on_machine("GET", "files", "exec", streams.fetch_files, "A path of the guest as a tar stream.")._replace(
             gives=tar, queries=path
         ),
+        Route("PUT", "/v1/programs/{project}/{name}/content", "upload_program", "Bring the file of a program.", streams.upload_program, None,
+              "update", kinds["program"], takes=raw, gives="Program"),
+        Route("GET", "/v1/programs/{project}/{name}/logs", "program_logs", "What the program printed.", streams.program_logs, None,
+              "console", kinds["program"], gives=raw, queries=(Query("follow", "true: until the program comes to rest"),)),
         Route("PUT", "/v1/images/{project}/{name}/content", "upload", "Bring the bytes of an image.", streams.upload, None, "update",
               image, takes=raw, gives="Image"),
         Route("GET", "/v1/images/{project}/{name}/content", "download", "The disk of an image.", streams.download, None, "get",

@@ -10,6 +10,7 @@ from roost.hypervisor.base import Guest
 from roost.model.image import Image
 from roost.model.kinds import Object
 from roost.model.machine import Machine
+from roost.model.program import Program
 from roost.store.base import Store
 
 
@@ -34,6 +35,22 @@ class Uploads(Protocol):
 
     async def download(self, image: Image) -> AsyncIterator[bytes]:
         """The image's disk (qcow2), as stored. Raises Conflict when there is none."""
+        ...
+
+
+class Programs(Protocol):
+    """The contents of programs that clients bring, and what programs printed."""
+
+    async def upload(self, program: Program, content: AsyncIterator[bytes]) -> None:
+        """Take the whole content and check it against the spec's digest. Raises Invalid, NotFound, Unavailable; then nothing of it stays."""
+        ...
+
+    def record(self, program: Program) -> bytes:
+        """The last of what the program printed, as kept on disk; empty when there is nothing. Called in a thread."""
+        ...
+
+    def follow(self, program: Program) -> AsyncIterator[bytes]:
+        """The same, and what it prints until it comes to rest."""
         ...
 
 
@@ -74,6 +91,7 @@ class Services:
     store: Store
     guests: Guests
     uploads: Uploads
+    programs: Programs
     now: Callable[[], str]
     owner: int
     node: str

@@ -17,12 +17,14 @@ from roost.model.access import Principal, Verb
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME, Kind, find
 from roost.model.machine import Machine
+from roost.model.program import Program
 from roost.store.base import Entry
 
 AGENT_SECONDS = 60.0
 """How long a request waits for the guest to answer at all."""
 _MACHINE = BY_NAME["machine"]
 _IMAGE = BY_NAME["image"]
+_PROGRAM = BY_NAME["program"]
 
 
 class Streams:
@@ -126,6 +128,28 @@ class Streams:
         await self._services.uploads.upload(image, call.stream())
         after = await self._resources.read(call, _IMAGE, "get")
         return Answer(codec.encode(after))
+
+    async def upload_program(self, call: Call) -> Answer:
+        """The file of a program, which whoever may change the program brings."""
+        program = await self._program(call, "update")
+        if program.meta.deleting is not None:
+            raise Conflict(f'nothing was uploaded to program "{program.name}"', "it is being deleted")
+        await self._services.programs.upload(program, call.stream())
+        after = await self._program(call, "update")
+        return Answer(codec.encode(after))
+
+    async def program_logs(self, call: Call) -> Answer | Streamed:
+        """What the program printed, in all its runs as far as it is kept."""
+        program = await self._program(call, "console")
+        if call.flag("follow"):
+            return Streamed(self._services.programs.follow(program), b"application/octet-stream")
+        kept = await asyncio.to_thread(self._services.programs.record, program)
+        return Answer(kept, content_type=b"application/octet-stream")
+
+    async def _program(self, call: Call, verb: Verb) -> Program:
+        found = await self._resources.read(call, _PROGRAM, verb)
+        assert isinstance(found, Program)
+        return found
 
     async def download(self, call: Call) -> Streamed:
         """The disk of an image."""

@@ -10,6 +10,7 @@ from roost.errors import BY_CODE, NotFound, NotStarted, RoostError
 from roost.model.image import Image
 from roost.model.machine import Machine
 from roost.model.meta import Trouble
+from roost.model.program import Program
 from roost.model.snapshot import Snapshot
 
 
@@ -129,9 +130,9 @@ class Until:
         self.failures[uid] = error
 
 
-def failed(thing: Machine | Image | Snapshot) -> RoostError:
+def failed(thing: Machine | Program | Image | Snapshot) -> RoostError:
     """The error that a status keeps, as it was raised."""
-    ends = {"machine": "did not start", "image": "is not ready", "snapshot": "was not taken"}
+    ends = {"machine": "did not start", "program": "did not run", "image": "is not ready", "snapshot": "was not taken"}
     fix = f"roost events, roost get {thing.kind} {thing.name}"
     trouble = thing.status.error or Trouble(what=f'{thing.kind} "{thing.name}" {ends[thing.kind]}', fix=fix)
     return BY_CODE.get(trouble.code, RoostError)(trouble.what, trouble.why, trouble.fix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,10 +13,12 @@ from roost.model.image import Image
 from roost.model.kinds import BY_NAME, Object, key_of, prefix_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch
+from roost.model.program import Program
 from roost.model.project import Project, Quota
 from roost.store.base import Store
 
 T = TypeVar("T", Machine, Image)
+S = TypeVar("S", Machine, Program)
 
 FIXED = {
     "machine": ("image", "arch", "disk", "user_data", "ephemeral", "users", "ssh_keys", "tpm", "source"),
@@ -40,6 +42,9 @@ class Admission:
         project = await self._project(after.project)
         if isinstance(after, Machine):
             return await self._machine(after, before if isinstance(before, Machine) else None, project, besides)
+        if isinstance(after, Program):
+            await self._check_quota(after, project.spec.quota, besides)
+            return after
         if isinstance(after, Image):
             return _with_arch(after, before if isinstance(before, Image) else None, self._arch)
         return after
@@ -57,27 +62,39 @@ class Admission:
 
     async def _machine(self, new: Machine, old: Machine | None, project: Project, besides: Sequence[Object]) -> Machine:
         new = _with_arch(new, old, self._arch)
-        quota = project.spec.quota
-        if quota != Quota():
-            await self._check_quota(new, quota, besides)
+        await self._check_quota(new, project.spec.quota, besides)
         return new
 
-    async def _check_quota(self, new: Machine, quota: Quota, besides: Sequence[Object]) -> None:
-        entries, _ = await self._store.list(prefix_of(BY_NAME["machine"], new.project))
-        machines = [codec.stored(entry.value, Machine) for entry in entries if entry.value is not None]
-        machines += [thing for thing in besides if isinstance(thing, Machine)]
-        specs = [machine.spec for machine in machines if machine.meta.uid != new.meta.uid] + [new.spec]
+    async def _check_quota(self, new: Machine | Program, quota: Quota, besides: Sequence[Object]) -> None:
+        if quota == Quota():
+            return
+        machines = await self._others(new, Machine, besides)
+        programs = await self._others(new, Program, besides)
+        (machines if isinstance(new, Machine) else programs).append(new)
+        if quota.memory is not None and any(program.spec.policy.memory is None for program in programs):
+            why = f'project "{new.project}" may have {size.show(quota.memory)} of memory, so each of its programs needs a bound'
+            raise QuotaExceeded(
+                f'{new.kind} "{new.name}" is over quota', why, "say how much it may have: --memory 256MiB"
+            )
         used = {
-            "machines": len(specs),
-            "cpus": sum(spec.cpus for spec in specs),
-            "memory": sum(spec.memory for spec in specs),
+            "machines": len(machines),
+            "programs": len(programs),
+            "cpus": sum(machine.spec.cpus for machine in machines),
+            "memory": sum(machine.spec.memory for machine in machines)
+            + sum(program.spec.policy.memory or 0 for program in programs),
         }
-        for what, limit in (("machines", quota.machines), ("cpus", quota.cpus), ("memory", quota.memory)):
-            if limit is not None and used[what] > limit:
-                why = f'project "{new.project}" may have {_written(what, limit)}, with this it would have {_written(what, used[what])}'
-                raise QuotaExceeded(
-                    f'machine "{new.name}" is over quota', why, "delete a machine, or ask an owner to raise the quota"
-                )
+        for what, amount in used.items():
+            limit = getattr(quota, what)
+            if limit is not None and amount > limit:
+                why = f'project "{new.project}" may have {_written(what, limit)}, with this it would have {_written(what, amount)}'
+                fix = "delete a machine or a program, or ask an owner to raise the quota"
+                raise QuotaExceeded(f'{new.kind} "{new.name}" is over quota', why, fix)
+
+    async def _others(self, new: Object, type_: type[S], besides: Sequence[Object]) -> list[Any]:
+        """The machines or programs of the project but this one."""
+        entries, _ = await self._store.list(prefix_of(BY_NAME[type_.__name__.lower()], new.project))
+        stored: list[Any] = [codec.stored(entry.value, type_) for entry in entries if entry.value is not None]
+        return [it for it in [*stored, *besides] if isinstance(it, type_) and it.meta.uid != new.meta.uid]
 
 
 def _written(what: str, amount: int) -> str:

@@ -14,6 +14,7 @@ from roost.model.image import Image
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Meta
+from roost.model.program import Program
 from roost.model.snapshot import Snapshot
 from roost.store.base import Store
 
@@ -23,7 +24,7 @@ KEEP = 24 * 3600.0
 _LEASE_SPAN = 3600.0
 """Events of one hour share a lease, so that a busy host does not hold one lease an event."""
 
-About: TypeAlias = Machine | Image | Snapshot
+About: TypeAlias = Machine | Program | Image | Snapshot
 
 
 def now() -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from roost import log
 from roost.control import housekeeping, snapshots, warm
 from roost.control.checkpoints import Checkpoints
+from roost.control.contents import Contents
 from roost.control.custody import Custody
 from roost.control.events import Recorder
 from roost.control.forecast import reserve
@@ -17,12 +18,15 @@ from roost.control.housekeeping import Housekeeping
 from roost.control.images import ImageReconciler
 from roost.control.images import Parts as ImageParts
 from roost.control.images import Pool as ImagePool
+from roost.control.keepers import LocalKeepers
 from roost.control.loop import Loop
 from roost.control.machines import Machines
 from roost.control.making import Workshop
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
 from roost.control.preparation import Prepared
+from roost.control.programs import Means as ProgramMeans
+from roost.control.programs import Programs
 from roost.control.records import Records
 from roost.control.reservations import Reservations
 from roost.control.schedules import Schedules
@@ -41,6 +45,7 @@ from roost.model.facts import HostFacts
 from roost.model.machine import Machine
 from roost.model.meta import Arch
 from roost.model.node import Verdict
+from roost.model.program import Program
 from roost.model.snapshot import Snapshot
 from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest
@@ -48,6 +53,9 @@ from roost.store.base import Store
 
 MACHINE_WORKERS = 64
 """Machines worked on at once: a step may wait for a guest (its set-up, its end), and others must not wait with it."""
+
+PROGRAM_WORKERS = 32
+"""Programs worked on at once."""
 
 SNAPSHOT_WORKERS = 8
 """Snapshots written down at once."""
@@ -108,6 +116,12 @@ class Plane(NamedTuple):
     warm: Warm
     schedules: Schedules
     housekeeping: Housekeeping
+    programs: Programs
+    contents: Contents
+
+    def running(self) -> int:
+        """Machines and programs that run."""
+        return self.custody.running() + self.programs.running()
 
     def idle(self) -> bool:
         """Whether nothing is being done."""
@@ -128,10 +142,15 @@ async def begin(here: Here, engine: Engines, stack: AsyncExitStack) -> Plane:
         *common, ImageParts(engine.pool, here.facts.arch, _Stands(engine.layers, shared.checkpoints, templates))
     )
     schedules = Schedules(*common, clock, _wall)
-    plane = Plane(loop, custody, images, shared.checkpoints, engine.layers, templates, schedules, house)
+    contents = Contents(here.paths)
+    programs = await _begin_programs(here, shared, contents, stack)
+    plane = Plane(
+        loop, custody, images, shared.checkpoints, engine.layers, templates, schedules, house, programs, contents
+    )
     world = _world(here, engine, shared, plane, taker)
     means = snapshots.Means(custody.guest, taker, shared.checkpoints, house, clock, _wall)
     loop.add("machines/", Machines(*common, custody, world, loop.wake_after), workers=MACHINE_WORKERS)
+    loop.add("programs/", programs, workers=PROGRAM_WORKERS)
     loop.add("images/", images)
     loop.add("projects/", _Projects(here.store, templates))
     loop.add("snapshots/", Snapshots(*common, means, loop.wake_after), workers=SNAPSHOT_WORKERS)
@@ -196,6 +215,17 @@ def _world(here: Here, engine: Engines, shared: _Shared, plane: Plane, taker: Ta
         prepare=engine.prepare,
         node=here.node,
     )
+
+
+async def _begin_programs(here: Here, shared: _Shared, contents: Contents, stack: AsyncExitStack) -> Programs:
+    """Also ends and removes what a killed daemon left of programs that are no more."""
+    keepers = LocalKeepers(here.paths, contents)
+    await keepers.sweep({program.meta.uid for program in await shared.records.all(Program)})
+    means = ProgramMeans(keepers, shared.places, here.clock, _wall, here.facts.boot, here.node)
+    loop = shared.loop
+    programs = Programs(shared.records, shared.recorder, means, loop.wake, loop.wake_after)
+    stack.callback(programs.detach)
+    return programs
 
 
 class _Projects:

@@ -13,10 +13,11 @@ from roost.model import codec
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME, prefix_of
 from roost.model.machine import Machine
+from roost.model.program import Program
 from roost.model.snapshot import Snapshot
 from roost.store.base import Entry, Store
 
-T = TypeVar("T", Machine, Image, Snapshot)
+T = TypeVar("T", Machine, Program, Image, Snapshot)
 
 
 class Records:
@@ -40,6 +41,10 @@ class Records:
     async def snapshot(self, key: str) -> Snapshot:
         """The snapshot at `key`. Raises NotFound."""
         return read(await self.store.get(key), Snapshot)
+
+    async def program(self, key: str) -> Program:
+        """The program at `key`. Raises NotFound."""
+        return read(await self.store.get(key), Program)
 
     async def all(self, type_: type[T], project: str | None = None) -> list[T]:
         """Every object of a kind (in one project)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,10 +16,11 @@ from pathlib import Path
 from roost import log
 from roost.errors import Unavailable
 from roost.host import sockets
+from roost.host.outputlog import LIMIT, OutputLog
 
 RING = 256 << 10
 """Bytes of history kept in memory."""
-RECORD = 1 << 20
+RECORD = LIMIT
 """Bytes of the record on disk; one older file of the same size is kept beside it."""
 _CHUNK = 16 << 10
 _RATE = 1 << 20
@@ -49,48 +49,10 @@ class Ring:
         return bytes(self._data[-self._size :])
 
 
-class Record:
-    """A log file of at most `limit` bytes that turns into `NAME.1` when full. What a planted link points to is never written."""
-
-    def __init__(self, path: Path, limit: int = RECORD) -> None:
-        self._path = path
-        self._limit = limit
-
-    @property
-    def older(self) -> Path:
-        """The file that came before."""
-        return self._path.with_name(self._path.name + ".1")
-
-    def write(self, data: bytes) -> None:
-        """Append; a full or broken disk loses the record, nothing else. Blocks: call it in a thread."""
-        with contextlib.suppress(OSError):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(self._path, flags, 0o600)
-            try:
-                if os.fstat(descriptor).st_size + len(data) > self._limit:
-                    self._path.replace(self.older)
-                    os.close(descriptor)
-                    descriptor = os.open(self._path, flags | os.O_EXCL, 0o600)
-                os.write(descriptor, data[-self._limit :])
-            finally:
-                os.close(descriptor)
-
-    def tail(self, size: int) -> bytes:
-        """The last `size` bytes of both files together; b"" when there are none."""
-        data = b""
-        for path in (self.older, self._path):
-            with contextlib.suppress(OSError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-                with open(descriptor, "rb") as file:
-                    file.seek(max(0, os.fstat(descriptor).st_size - size))
-                    data += file.read(size)
-        return data[-size:]
-
-
 class SerialConsole:
     """The console of one running QEMU. `close` lets go of it; what the guest prints while nobody is connected is lost."""
 
-    def __init__(self, path: Path, record: Record) -> None:
+    def __init__(self, path: Path, record: OutputLog) -> None:
         self._path = path
         self._record = record
         self._ring = Ring()

@@ -15,11 +15,11 @@ import msgspec
 from roost import log
 from roost.errors import Conflict, RoostError, Unavailable
 from roost.host import files, processes
+from roost.host.outputlog import OutputLog
 from roost.host.paths import MachineFiles
 from roost.hypervisor import agent, checkpoint, disks, guestagent, record
 from roost.hypervisor.base import Agent, Console, Exit, Overlay, RunState, Saved
 from roost.hypervisor.checkpoint import GuestMemory, Scene, Wish
-from roost.hypervisor.console import Record as ConsoleRecord
 from roost.hypervisor.console import SerialConsole
 from roost.hypervisor.gate import Gate
 from roost.hypervisor.inmates import Held
@@ -68,7 +68,7 @@ class QemuGuest:
         self.isolation = known.isolation
         self.addresses = known.addresses
         self.cloning = known.cloning
-        self._console = SerialConsole(machine.console, ConsoleRecord(machine.console_log))
+        self._console = SerialConsole(machine.console, OutputLog(machine.console_log))
         self.console: Console = self._console
         self.on_change: Callable[[], None] = _nothing
         self._files = machine

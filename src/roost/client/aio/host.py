@@ -1,16 +1,18 @@
-"""The SDK's front: one object for a daemon, with its machines, snapshots, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, programs, snapshots, images, projects, nodes and events."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from roost.client.aio.machines import AsyncMachines, AsyncSnapshots
 from roost.client.aio.objects import AsyncObjects
+from roost.client.aio.programs import AsyncPrograms
 from roost.client.aio.session import AsyncSession
 from roost.client.aio.sources import AsyncSources
+from roost.client.aio.wait import apart
 from roost.client.documents import Outcome, check, difference
 from roost.client.endpoint import find
 from roost.client.protocol import path
@@ -19,6 +21,18 @@ from roost.model.event import Event
 from roost.model.kinds import BY_NAME
 from roost.model.node import Node
 from roost.model.project import Project
+from roost.runtimes.sdk import CompletedProgram, PolicyFields
+from roost.runtimes.sdk import run as run_program
+
+
+class Running(PolicyFields, total=False):
+    """How a program runs: as `roost.run` has it."""
+
+    stdin: bytes | str | int | None
+    capture: bool
+    check: bool
+    cwd: str | os.PathLike[str]
+    vm: str
 
 
 class AsyncHost:
@@ -29,6 +43,7 @@ class AsyncHost:
         self.project = project
         self.machines = AsyncMachines(session, project)
         self.snapshots = AsyncSnapshots(session, project)
+        self.programs = AsyncPrograms(session, project)
         self.images = AsyncSources(session, project)
         self.projects: AsyncObjects[Project] = AsyncObjects(session, BY_NAME["project"], Project, project)
         self.nodes: AsyncObjects[Node] = AsyncObjects(session, BY_NAME["node"], Node, "system")
@@ -42,6 +57,14 @@ class AsyncHost:
     async def doctor(self, area: str) -> Any:
         """The daemon's own look at its host; `area` is "host", "jail" or "storage". Raises Forbidden for who is no admin."""
         return await self.session.call("GET", path("doctor", area=area), timeout=600.0)
+
+    async def run(self, file: str | os.PathLike[str], *arguments: str, **how: Unpack[Running]) -> CompletedProgram:
+        """Run a program of this computer to its end: `host.run("app.wasm", "arg", fs=["./data:ro"]).stdout`.
+
+        It runs here, in a sandbox below the caller's own process and with no more than the caller's own rights, as `roost.run` does: the daemon
+        is on this computer, and has no part in it. What is to go on without the caller is for `host.programs.run`.
+        """
+        return await apart(lambda: run_program(file, *arguments, **how))
 
     async def apply(self, documents: Iterable[Any]) -> list[Outcome]:
         """Make it so: create what is missing, change what differs. Raises Invalid with every problem of every document before

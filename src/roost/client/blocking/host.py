@@ -1,19 +1,21 @@
 # Derived from aio/host.py by `python -m roost.client.derive`: change that, not this.
 # fmt: off
 # ruff: noqa: I001, UP028, RUF100
-"""The SDK's front: one object for a daemon, with its machines, snapshots, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, programs, snapshots, images, projects, nodes and events."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from roost.client.blocking.machines import Machines, Snapshots
 from roost.client.blocking.objects import Objects
+from roost.client.blocking.programs import Programs
 from roost.client.blocking.session import Session
 from roost.client.blocking.sources import Sources
+from roost.client.blocking.wait import apart
 from roost.client.documents import Outcome, check, difference
 from roost.client.endpoint import find
 from roost.client.protocol import path
@@ -22,6 +24,18 @@ from roost.model.event import Event
 from roost.model.kinds import BY_NAME
 from roost.model.node import Node
 from roost.model.project import Project
+from roost.runtimes.sdk import CompletedProgram, PolicyFields
+from roost.runtimes.sdk import run as run_program
+
+
+class Running(PolicyFields, total=False):
+    """How a program runs: as `roost.run` has it."""
+
+    stdin: bytes | str | int | None
+    capture: bool
+    check: bool
+    cwd: str | os.PathLike[str]
+    vm: str
 
 
 class Host:
@@ -32,6 +46,7 @@ class Host:
         self.project = project
         self.machines = Machines(session, project)
         self.snapshots = Snapshots(session, project)
+        self.programs = Programs(session, project)
         self.images = Sources(session, project)
         self.projects: Objects[Project] = Objects(session, BY_NAME["project"], Project, project)
         self.nodes: Objects[Node] = Objects(session, BY_NAME["node"], Node, "system")
@@ -45,6 +60,14 @@ class Host:
     def doctor(self, area: str) -> Any:
         """The daemon's own look at its host; `area` is "host", "jail" or "storage". Raises Forbidden for who is no admin."""
         return self.session.call("GET", path("doctor", area=area), timeout=600.0)
+
+    def run(self, file: str | os.PathLike[str], *arguments: str, **how: Unpack[Running]) -> CompletedProgram:
+        """Run a program of this computer to its end: `host.run("app.wasm", "arg", fs=["./data:ro"]).stdout`.
+
+        It runs here, in a sandbox below the caller's own process and with no more than the caller's own rights, as `roost.run` does: the daemon
+        is on this computer, and has no part in it. What is to go on without the caller is for `host.programs.run`.
+        """
+        return apart(lambda: run_program(file, *arguments, **how))
 
     def apply(self, documents: Iterable[Any]) -> list[Outcome]:
         """Make it so: create what is missing, change what differs. Raises Invalid with every problem of every document before
