@@ -23,6 +23,7 @@ _slow: dict[str, float] = {}
 # Tests set the directories they want; what the caller uses must not be found by accident.
 for _name in ("ROOST_HOST", "ROOST_PROJECT", "ROOST_TOKEN", "ROOST_STATE", "ROOST_RUN", "ROOST_FAILPOINT"):
     os.environ.pop(_name, None)
+os.environ["ROOST_ZYGOTE"] = "0"  # tests of the zygote bring one of their own; another would outlive its test
 
 
 @pytest.fixture

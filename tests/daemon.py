@@ -163,6 +163,17 @@ class Daemon:
                     self.request("DELETE", f"/v1/machines/{item['project']}/{item['name']}")
             time.sleep(0.1)
 
+    def delete_programs(self, seconds: float = 60.0) -> None:
+        """Delete every program of all projects and wait until they are gone."""
+        deadline = time.monotonic() + seconds
+        while rest := self.request("GET", "/v1/programs?project=all")[1]["items"]:
+            assert time.monotonic() < deadline, f"not deleted after {seconds} s: {rest}\n{self.log()[-3000:]}"
+            for item in rest:
+                self.uids.add(item["meta"]["uid"])
+                if not item["meta"]["deleting"]:
+                    self.request("DELETE", f"/v1/programs/{item['project']}/{item['name']}")
+            time.sleep(0.1)
+
     def log(self) -> str:
         """What it printed so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
@@ -196,5 +207,6 @@ class Daemon:
         if self.process is None or self.process.poll() is not None:
             self.start()
         self.delete_machines()
+        self.delete_programs()
         self.stop()
         pool.keep(self.state)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-EMPTY = ("state/machines", "state/building", "run/machines")
-"""Directories that hold one entry a machine, or half-made things: empty once all machines are deleted."""
+EMPTY = ("state/machines", "state/building", "state/programs", "state/contents", "run/machines")
+"""Directories that hold one entry a machine, or half-made things: empty once all machines and programs are deleted."""
 
 
 def find(state: Path, run: Path, uids: Iterable[str] = ()) -> list[str]:

@@ -28,6 +28,7 @@ def routes() -> list[Route]:
         store=MemoryStore(VirtualClock()),
         guests=absent,
         uploads=absent,
+        programs=absent,
         now=lambda: "",
         owner=0,
         node="",

@@ -1,9 +1,5 @@
 """Roost runs computers inside your computer: this is the SDK's front door; nothing below it is imported before it is used."""
 
-from __future__ import annotations
-
-from importlib import import_module
-
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -12,6 +8,12 @@ _HOMES = {
     "Host": "roost.client.blocking.host",
     "AsyncHost": "roost.client.aio.host",
     "MachineHandle": "roost.client.blocking.machines",
+    "ProgramHandle": "roost.client.blocking.programs",
+    "AsyncProgramHandle": "roost.client.aio.programs",
+    "Program": "roost.model.program",
+    "ProgramSpec": "roost.model.program",
+    "ProgramStatus": "roost.model.program",
+    "PolicySpec": "roost.model.program",
     "AsyncMachineHandle": "roost.client.aio.machines",
     "SnapshotHandle": "roost.client.blocking.machines",
     "AsyncSnapshotHandle": "roost.client.aio.machines",
@@ -36,6 +38,11 @@ _HOMES = {
     "ProjectSpec": "roost.model.project",
     "Quota": "roost.model.project",
     "Event": "roost.model.event",
+    "run": "roost.runtimes.sdk",
+    "CompletedProgram": "roost.runtimes.sdk",
+    "Wasm": "roost.runtimes.calls",
+    "Trap": "roost.runtimes.calls",
+    "LimitReached": "roost.runtimes.calls",
     "RoostError": "roost.errors",
     "NotFound": "roost.errors",
     "Conflict": "roost.errors",
@@ -57,6 +64,8 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'roost' has no attribute {name!r}")
+    from importlib import import_module
+
     value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -2,10 +2,12 @@ from roost.client.aio.host import AsyncHost as AsyncHost
 from roost.client.aio.host import connect_async as connect_async
 from roost.client.aio.machines import AsyncMachineHandle as AsyncMachineHandle
 from roost.client.aio.machines import AsyncSnapshotHandle as AsyncSnapshotHandle
+from roost.client.aio.programs import AsyncProgramHandle as AsyncProgramHandle
 from roost.client.blocking.host import Host as Host
 from roost.client.blocking.host import connect as connect
 from roost.client.blocking.machines import MachineHandle as MachineHandle
 from roost.client.blocking.machines import SnapshotHandle as SnapshotHandle
+from roost.client.blocking.programs import ProgramHandle as ProgramHandle
 from roost.client.results import Completed as Completed
 from roost.client.results import Output as Output
 from roost.errors import CommandFailed as CommandFailed
@@ -31,11 +33,20 @@ from roost.model.machine import Source as Source
 from roost.model.machine import Timing as Timing
 from roost.model.machine import User as User
 from roost.model.node import Node as Node
+from roost.model.program import PolicySpec as PolicySpec
+from roost.model.program import Program as Program
+from roost.model.program import ProgramSpec as ProgramSpec
+from roost.model.program import ProgramStatus as ProgramStatus
 from roost.model.project import Project as Project
 from roost.model.project import ProjectSpec as ProjectSpec
 from roost.model.project import Quota as Quota
 from roost.model.snapshot import Snapshot as Snapshot
 from roost.model.snapshot import SnapshotSpec as SnapshotSpec
 from roost.model.snapshot import SnapshotStatus as SnapshotStatus
+from roost.runtimes.calls import LimitReached as LimitReached
+from roost.runtimes.calls import Trap as Trap
+from roost.runtimes.calls import Wasm as Wasm
+from roost.runtimes.sdk import CompletedProgram as CompletedProgram
+from roost.runtimes.sdk import run as run
 
 __version__: str

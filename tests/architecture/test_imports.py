@@ -45,6 +45,7 @@ DOORS = {
     "structlog": ("roost.log",),
     "subprocess": ("roost.host.system",),
     "uvicorn": ("roost.api", "roost.daemon"),
+    "wasmtime": ("roost.runtimes.libwasmtime",),
     "wsproto": ("roost.client",),
     "yaml": ("roost.cli", "roost.client"),
     "zstandard": ("roost.storage",),

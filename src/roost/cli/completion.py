@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from argparse import REMAINDER, ArgumentParser, Namespace, _SubParsersAction
 
+from roost.cli import VALUED
 from roost.cli.context import Context
 from roost.cli.look import KINDS, project_of
-from roost.cli.options import VALUED
 from roost.cli.verbs import BY_NAME, VERBS, Command
 from roost.errors import RoostError
 
@@ -83,7 +83,7 @@ def candidates(context: Context, before: list[str], current: str) -> list[str]:
 
 
 def _parser(verb: str) -> ArgumentParser:
-    from roost.cli.main import command_of, parser_of
+    from roost.cli.dispatch import command_of, parser_of
 
     return parser_of(BY_NAME[verb], command_of(BY_NAME[verb]))
 
@@ -98,13 +98,16 @@ def _choices(parser: ArgumentParser, option: str) -> list[str] | None:
 
 _OF_KIND = {
     "image show": "image", "image delete": "image", "template delete": "image", "template publish": "image",
+    "program show": "program", "program logs": "program", "program start": "program", "program stop": "program",
+    "program restart": "program", "program upload": "program", "program delete": "program",
     "project delete": "project", "project grant": "project", "project revoke": "project",
 }  # fmt: skip
 _MACHINE = {
     "show", "start", "stop", "restart", "pause", "resume", "rename", "delete", "exec", "shell", "console", "copy", "logs", "events",
     "snapshot", "snapshots",
 }  # fmt: skip
-_WORDS = {"doctor": ["jail", "storage"], "completion": list(SCRIPTS)}
+_OR_PROGRAM = {"show", "start", "stop", "restart", "delete", "logs", "events"}
+_WORDS = {"doctor": ["jail", "storage", "network", "java", "windows", "clr", "foreign"], "completion": list(SCRIPTS)}
 
 
 def _names(context: Context, verb: str, rest: list[str]) -> list[str]:
@@ -119,6 +122,8 @@ def _names(context: Context, verb: str, rest: list[str]) -> list[str]:
     named = verb in ("get", "edit", "delete") and rest and rest[0] in KINDS
     kind = rest[0] if named else "machine" if verb in _MACHINE else _OF_KIND.get(verb)
     names = _list(context, kind) if kind else []
+    if verb in _OR_PROGRAM and not named:
+        names += _list(context, "program")
     return [f"{name}:" for name in names] if verb == "copy" else [name for name in names if name not in rest]
 
 

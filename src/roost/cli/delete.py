@@ -1,4 +1,4 @@
-"""The verb delete: machines by name, or one object of any kind."""
+"""The verb delete: machines and programs by name, or objects of any kind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from roost.cli.context import Context
 from roost.cli.look import KINDS, kind_of
+from roost.cli.named import kind_of_name
 from roost.cli.power import each
 from roost.cli.verbs import Command
 from roost.cli.waiting import Waiting
@@ -16,7 +17,7 @@ from roost.model.kinds import BY_NAME, Object
 
 def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="machines; or a kind and names, as in: snapshot web.ready"
+        "names", metavar="NAME", nargs="*", help="machines and programs; or a kind and names, as in: snapshot web.ready"
     )
     parser.add_argument("--all", action="store_true", help="all machines of the project (asks first)")
     parser.add_argument("--ignore-missing", action="store_true", help="it is fine when it does not exist")
@@ -24,12 +25,13 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def _delete(context: Context, given: Namespace) -> int:
-    kind, names = "machine", list(given.names)
+    kind, names = "", list(given.names)
     if len(names) > 1 and names[0] in {*KINDS, *KINDS.values()}:
         kind, names = kind_of(names[0]), names[1:]
     if bool(names) == given.all:
         raise Invalid("which machines is not clear", "name machines, or say --all, not both", "roost list")
     if given.all:
+        kind = "machine"
         names = [str(item["name"]) for item in context.items("machines", project=context.project)]
         if names:
             context.confirm(f"delete {len(names)} machines of project {context.project}: {', '.join(names)}?")
@@ -37,12 +39,12 @@ def _delete(context: Context, given: Namespace) -> int:
 
 
 def delete(context: Context, kind: str, names: list[str], given: Namespace) -> int:
-    """Delete objects of a kind, and say so."""
-    known = BY_NAME[kind]
-    objects: Objects[Object] = Objects(context.session, known, known.type, context.project)
+    """Delete objects of a kind ("": machines and programs, whatever the names mean), and say so."""
     context.goes_on = f"deleting {' '.join(names)} goes on"
 
     def act(name: str) -> str:
+        known = BY_NAME[kind or kind_of_name(context, name)]
+        objects: Objects[Object] = Objects(context.session, known, known.type, context.project)
         try:
             objects.delete(name, wait=not given.no_wait)
         except NotFound:

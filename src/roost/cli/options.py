@@ -13,10 +13,6 @@ GLOBALS = {"output": None, "project": None, "host": None, "quiet": False, "yes":
 """What the global options are when nobody says anything."""
 
 
-VALUED = frozenset({"-o", "--output", "-p", "--project", "--host"})
-"""Global options that the next word belongs to."""
-
-
 class Parser(ArgumentParser):
     """argparse that says what is wrong in Roost's own shape."""
 

@@ -1,4 +1,4 @@
-"""Verbs that change a machine's power or name; each takes several machines, and says when there is nothing to do."""
+"""Verbs that change the power or name of machines and programs; each takes several, and says when there is nothing to do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from roost.cli import render
 from roost.cli.context import Context
+from roost.cli.named import handle
 from roost.cli.verbs import Command
 from roost.cli.waiting import Waiting
 from roost.client.blocking.machines import MachineHandle, Machines
+from roost.client.blocking.programs import ProgramHandle
 from roost.errors import Conflict, Invalid, RoostError
 
 
@@ -60,33 +62,47 @@ def each(context: Context, names: list[str], act: Callable[[str], str]) -> int:
     return 0
 
 
-Act = Callable[[MachineHandle, Namespace, Waiting], str]
+Act = Callable[[MachineHandle | ProgramHandle, Namespace, Waiting], str]
+OfMachine = Callable[[MachineHandle, Namespace, Waiting], str]
 
 
 def _power(verb: str, act: Act) -> Callable[[Context, Namespace], int]:
+    """What machines and programs have in common."""
+
     def run(context: Context, given: Namespace) -> int:
-        machines = Machines(context.session, context.project)
-        names = chosen(context, given)
-        context.goes_on = f"what was begun goes on ({verb} {' '.join(names)}); `roost list` shows it"
-        with Waiting(quiet=context.quiet) as waiting:
-            return each(context, names, lambda name: act(machines.handle(name), given, waiting))
+        return _each_chosen(context, given, verb, lambda name, waiting: act(handle(context, name), given, waiting))
 
     return run
 
 
-def _start(machine: MachineHandle, given: Namespace, waiting: Waiting) -> str:
+def _of_machines(verb: str, act: OfMachine) -> Callable[[Context, Namespace], int]:
+    def run(context: Context, given: Namespace) -> int:
+        machines = Machines(context.session, context.project)
+        return _each_chosen(context, given, verb, lambda name, waiting: act(machines.handle(name), given, waiting))
+
+    return run
+
+
+def _each_chosen(context: Context, given: Namespace, verb: str, act: Callable[[str, Waiting], str]) -> int:
+    names = chosen(context, given)
+    context.goes_on = f"what was begun goes on ({verb} {' '.join(names)}); `roost list` shows it"
+    with Waiting(quiet=context.quiet) as waiting:
+        return each(context, names, lambda name: act(name, waiting))
+
+
+def _start(machine: MachineHandle | ProgramHandle, given: Namespace, waiting: Waiting) -> str:
     was = machine.status.phase == "running"
     machine.start(wait=not given.no_wait, report=waiting.report)
     return f"{machine.name} {'already runs' if was else 'is starting' if given.no_wait else 'runs'}"
 
 
-def _stop(machine: MachineHandle, given: Namespace, waiting: Waiting) -> str:
-    was = machine.status.phase in ("stopped", "crashed", "failed")
+def _stop(machine: MachineHandle | ProgramHandle, given: Namespace, waiting: Waiting) -> str:
+    was = machine.status.phase in ("stopped", "crashed", "failed", "exited")
     machine.stop(force=given.force, timeout=given.timeout, wait=not given.no_wait, report=waiting.report)
     return f"{machine.name} {'is already stopped' if was else 'is stopping' if given.no_wait else 'is stopped'}"
 
 
-def _restart(machine: MachineHandle, given: Namespace, waiting: Waiting) -> str:
+def _restart(machine: MachineHandle | ProgramHandle, given: Namespace, waiting: Waiting) -> str:
     machine.restart(wait=not given.no_wait, report=waiting.report)
     return f"{machine.name} {'is restarting' if given.no_wait else 'runs again'}"
 
@@ -119,7 +135,7 @@ COMMANDS = {
     "start": Command(_names, _power("start", _start), "roost start web db"),
     "stop": Command(_stop_arguments, _power("stop", _stop), "roost stop web\nroost stop --all --force"),
     "restart": Command(_names, _power("restart", _restart), "roost restart web"),
-    "pause": Command(_names, _power("pause", _pause), "roost pause web"),
-    "resume": Command(_names, _power("resume", _resume), "roost resume web"),
+    "pause": Command(_names, _of_machines("pause", _pause), "roost pause web"),
+    "resume": Command(_names, _of_machines("resume", _resume), "roost resume web"),
     "rename": Command(_rename_arguments, _rename, "roost rename web www"),
 }

@@ -24,6 +24,7 @@ def _arguments(parser: ArgumentParser) -> None:
     created = add("create", "create a project; you own it")
     created.add_argument("name", metavar="NAME")
     created.add_argument("--machines", type=int, metavar="N", help="machines it may have")
+    created.add_argument("--programs", type=int, metavar="N", help="programs it may have")
     created.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs it may have")
     created.add_argument("--memory", metavar="SIZE", help="memory it may have")
     deleted = add("delete", "delete projects (they must be empty)")
@@ -51,7 +52,11 @@ def _list(context: Context, given: Namespace) -> int:
 
 
 def _create(context: Context, given: Namespace) -> int:
-    bounds = {name: getattr(given, name) for name in ("machines", "cpus", "memory") if getattr(given, name) is not None}
+    bounds = {
+        name: getattr(given, name)
+        for name in ("machines", "programs", "cpus", "memory")
+        if getattr(given, name) is not None
+    }
     made = context.session.call("POST", path("projects"), {"name": given.name, "spec": {"quota": bounds}})
     _tell(context, made, f"project {given.name} is made; next: roost --project {given.name} launch tiny")
     return 0

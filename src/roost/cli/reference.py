@@ -6,7 +6,7 @@ import sys
 from argparse import REMAINDER, SUPPRESS, Action, ArgumentParser, _HelpAction, _SubParsersAction
 from collections.abc import Iterator
 
-from roost.cli.main import command_of, parser_of
+from roost.cli.dispatch import command_of, parser_of
 from roost.cli.options import global_options
 from roost.cli.verbs import VERBS, Verb
 
@@ -17,10 +17,13 @@ Made from the parsers by `python -m roost.cli.reference`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict, 5 forbidden or over quota, 6 the host lacks something
 (`roost doctor`), 130 interrupted. `exec` and `shell` give the guest's own code and use 124 (time is up), 125 (Roost's own error),
-126 (can not be run) and 127 (not found) for themselves. `diff` ends with 1 when something differs.
+126 (can not be run) and 127 (not found) for themselves. `run` gives the program's own code and uses 124 (a limit was hit), 125 (Roost's own
+error), 126 (its runtime is missing), 127 (not found, or of no known kind), 134 (a WebAssembly trap) and 128 + N (killed by signal N);
+`--status-json` tells them apart. `diff` ends with 1 when something differs.
 
 Sizes are written 256MiB, 2GiB; K, M and G alone mean the same powers of two. `ROOST_HOST`, `ROOST_PROJECT`, `ROOST_STATE`, `ROOST_RUN`,
-`ROOST_DEBUG` and `NO_COLOR` are read from the environment.
+`ROOST_CACHE`, `ROOST_ZYGOTE`, `ROOST_DEBUG` and `NO_COLOR` are read from the environment. `ROOST_ZYGOTE=0` runs every WebAssembly program in the
+command's own process, and starts none in the background that would make the next run sooner.
 """
 
 

@@ -23,7 +23,7 @@ PATIENCE = 30.0
 
 
 def _serve_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--stop", action="store_true", help="stop the daemon; machines go on running")
+    parser.add_argument("--stop", action="store_true", help="stop the daemon; machines and programs go on running")
     parser.add_argument(
         "--idle-exit", type=float, metavar="SECONDS", help="end when nothing runs and nobody calls for so long"
     )
@@ -68,7 +68,7 @@ def _stop(context: Context, given: Namespace) -> int:
             f"the daemon (pid {pid}) did not end yet", f"it takes longer than {PATIENCE:g} s", "roost serve --stop"
         )
     os.close(pidfd)
-    context.say("the daemon has ended; machines go on running, and the next command starts it again")
+    context.say("the daemon has ended; machines and programs go on running, and the next command starts it again")
     return 0
 
 

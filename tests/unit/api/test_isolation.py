@@ -18,9 +18,11 @@ from roost.model.event import Event, EventSpec
 from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import Meta
+from roost.model.program import Program, ProgramSpec
 from roost.model.snapshot import Snapshot, SnapshotSpec
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
+from tests.fake_keepers import FakeKeepers
 from tests.unit.api.world import ALICE, BOB, OWNER, Guests, Reply, Running, Uploads, World, machine, world
 
 SECRET = "attic"
@@ -28,6 +30,7 @@ SECRET = "attic"
 
 BODIES: dict[str, Any] = {
     "Machine": {"name": SECRET, "project": SECRET, "spec": {"image": "tiny", "cpus": 2}},
+    "Program": {"name": SECRET, "project": SECRET, "spec": {"file": "b.wasm", "sha256": "1" * 64}},
     "Image": {"name": SECRET, "project": SECRET, "spec": {"upload": True, "limit": 1 << 20}},
     "Project": {"name": SECRET, "spec": {"members": {f"uid:{BOB}": "owner"}}},
     "MergePatch": {"meta": {"labels": {"mine": "now"}}},
@@ -40,11 +43,15 @@ OPEN = {"create_project"}
 """Names of projects are one namespace: whoever makes one learns whether the name is taken, as with user names anywhere."""
 
 
+PROGRAM = ProgramSpec(file="a.wasm", sha256="0" * 64)
+
+
 def _routes() -> list[Route]:
     services = Services(
         store=MemoryStore(VirtualClock()),
         guests=Guests(),
         uploads=Uploads(),
+        programs=FakeKeepers(),
         now=str,
         owner=OWNER,
         node="here",
@@ -64,6 +71,7 @@ async def world_with(*, secret: bool) -> AsyncIterator[World]:
         made = [
             w.call("POST", "/v1/projects", {"name": SECRET if secret else "cellar"}, uid=ALICE),
             w.put(Machine(name=SECRET, project=SECRET if secret else "cellar", spec=MachineSpec(image="tiny"))),
+            w.put(Program(name=SECRET, project=SECRET if secret else "cellar", spec=PROGRAM)),
             w.put(Image(name=SECRET, project=SECRET if secret else "cellar", spec=ImageSpec(upload=True))),
             w.put(
                 Snapshot(name="attic.attic", project=SECRET if secret else "cellar", spec=SnapshotSpec(machine=SECRET))
@@ -114,7 +122,7 @@ async def test_a_foreign_object_can_not_be_told_from_a_missing_one(route: Route)
 @pytest.mark.parametrize(
     "query", ["project=all", f"project={SECRET}", "project=default", "project=all&label=x", "project=all&limit=1"]
 )
-@pytest.mark.parametrize("plural", ["machines", "images", "snapshots", "events", "projects", "nodes"])
+@pytest.mark.parametrize("plural", ["machines", "programs", "images", "snapshots", "events", "projects", "nodes"])
 async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> None:
     async with world_with(secret=True) as there, world_with(secret=False) as absent:
         path = f"/v1/{plural}?{query}"
@@ -124,7 +132,7 @@ async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> 
 
 
 @pytest.mark.fault(79)
-@pytest.mark.parametrize("kind", ["machine", "image", "snapshot", "event", "project"])
+@pytest.mark.parametrize("kind", ["machine", "program", "image", "snapshot", "event", "project"])
 async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) -> None:
     async with world_with(secret=True) as w:
         heard = b""
@@ -139,6 +147,7 @@ async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) 
                     "POST", "/v1/images", {"name": "last", "project": "bob", "spec": {"upload": True}}, uid=BOB
                 )
                 await w.call("POST", "/v1/projects", {"name": "last"}, uid=BOB)
+                await w.put(Program(name="last", project="bob", spec=PROGRAM))
                 await w.put(Snapshot(name="last.last", project="bob", spec=SnapshotSpec(machine="last")))
             if b'"name":"last' in chunk or kind == "event":
                 break

@@ -23,6 +23,7 @@ from roost.model.project import Project, ProjectSpec
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from roost.testing.hypervisor import FakeAgent
+from tests.fake_keepers import FakeKeepers
 
 OWNER, ALICE, BOB, VIEWER = 4000, 1001, 1002, 1003
 """The daemon's uid; two users with a project each; one who may only look at Alice's."""
@@ -260,6 +261,7 @@ async def world(admit: Any = admit_all) -> AsyncIterator[World]:
         store=store,
         guests=guests,
         uploads=uploads,
+        programs=FakeKeepers(),
         now=lambda: "2030-01-01T00:00:00.000Z",
         owner=OWNER,
         node="here",

@@ -7,10 +7,10 @@ import signal
 import pytest
 
 from roost import errors
-from roost.cli import main as entry
+from roost.cli.dispatch import command_of, parser_of
 from roost.cli.look import KINDS
-from roost.cli.main import command_of, parser_of
-from roost.cli.verbs import VERBS
+from roost.cli.main import main
+from roost.cli.verbs import VERBS, Verb
 from roost.errors import BY_CODE, Invalid, NotStarted, RoostError
 from roost.model.kinds import KINDS as MODEL_KINDS
 from tests.unit.cli.conftest import Roost
@@ -19,7 +19,7 @@ SHOWN = [verb for verb in VERBS if verb.group]
 
 
 @pytest.mark.parametrize("verb", SHOWN, ids=lambda verb: verb.name)
-def test_every_verb_shows_an_example_of_itself(verb: entry.Verb) -> None:
+def test_every_verb_shows_an_example_of_itself(verb: Verb) -> None:
     text = parser_of(verb, command_of(verb)).format_help()
     assert "example:\n  " in text
     assert f"roost {verb.name}" in text.partition("example:")[2]
@@ -27,7 +27,7 @@ def test_every_verb_shows_an_example_of_itself(verb: entry.Verb) -> None:
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        entry.main(["--help"])
+        main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert [verb.name for verb in SHOWN if f"  {verb.name:<12}" not in text] == []
@@ -133,7 +133,7 @@ def test_a_reader_that_has_left_is_no_error(call: Roost, monkeypatch: pytest.Mon
         raise BrokenPipeError
 
     monkeypatch.setattr("roost.cli.context.Context.items", leave)
-    monkeypatch.setattr("roost.cli.main._mute", lambda: None)
+    monkeypatch.setattr("roost.cli.dispatch._mute", lambda: None)
     result = call("list")
     assert result.code == 128 + signal.SIGPIPE
     assert result.err == ""

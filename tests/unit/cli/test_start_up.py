@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,9 @@ def test_a_verb_imports_nothing_that_it_does_not_use(words: tuple[str, ...], dae
 
 def test_list_imports_no_other_verb(daemon: Served) -> None:
     ours = {name for name in modules(daemon, "list") if name.startswith("roost.cli.")}
-    assert ours == {f"roost.cli.{name}" for name in ("context", "look", "main", "options", "output", "render", "verbs")}
+    assert ours == {
+        f"roost.cli.{name}" for name in ("context", "dispatch", "look", "main", "options", "output", "render", "verbs")
+    }
 
 
 def test_the_time_of_list_is_told(daemon: Served) -> None:
@@ -56,3 +59,40 @@ def test_the_time_of_list_is_told(daemon: Served) -> None:
         )
         took.append(time.perf_counter() - begin)
     print(f"roost list: {min(took) * 1000:.0f} ms (best of {len(took)})")
+
+
+def test_a_run_imports_neither_parser_nor_formats(tmp_path: Path) -> None:
+    program = tmp_path / "empty.wasm"
+    program.write_bytes(b"\0asm\1\0\0\0")
+    code = "import sys; from roost.cli import main, run\nrun._accept(sys.argv[1:])\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code, str(program)], capture_output=True, text=True, check=True)
+    heavy = {
+        "argparse",
+        "asyncio",
+        "msgspec",
+        "pathlib",
+        "dataclasses",
+        "json",
+        "socket",
+        "subprocess",
+        "roost.cli.dispatch",
+    }
+    assert sorted(heavy & set(done.stdout.split())) == []
+
+
+def test_the_way_to_the_zygote_imports_nothing_but_a_socket(tmp_path: Path) -> None:
+    program = tmp_path / "empty.wasm"
+    program.write_bytes(b"\0asm\1\0\0\0")
+    code = "import sys; from roost.runtimes import zygote_client; before = set(sys.modules)\n"
+    code += "print(zygote_client.offer(sys.argv[1:]), *sorted(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(program)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "None\n"
+    code = "import sys; before = set(sys.modules); from roost.runtimes import zygote_client\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["_socket", "roost", "roost.runtimes", "roost.runtimes.zygote_client"]

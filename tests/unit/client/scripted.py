@@ -74,6 +74,7 @@ class Scripted:
             store=self.store,
             guests=absent,
             uploads=absent,
+            programs=absent,
             now=now,
             owner=os.getuid(),
             node="here",

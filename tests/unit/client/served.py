@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from roost.control.machines import Machines
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
 from roost.control.preparation import Prepared
+from roost.control.programs import Means, Programs
 from roost.control.records import Records
 from roost.control.reservations import Reservations
 from roost.control.taking import Parts, Taker
@@ -47,6 +49,7 @@ from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.hypervisor import FakeAgent, FakeConsole, FakeGuest, FakeHypervisor, FakeSession
 from tests.control_plane import FakeHouse, FakeLayers, FakeTemplates
+from tests.fake_keepers import FakeKeepers
 
 FACTS = HostFacts(arch="x86_64", kernel="6.1", boot="this-boot", cpus=2, memory=8 * GiB)
 MANIFEST = Manifest(
@@ -138,11 +141,13 @@ class Served:
         paths = Paths(self.directory / "state", self.directory / "run")
         self.custody = Custody(self.hypervisor, paths, clock, FACTS.boot, loop.wake)
         loop.add("machines/", self._machines(paths, loop, pictures))
+        loop.add("programs/", self._programs(loop))
         tasks = [spawn_task(loop.run(), "loop"), spawn_task(pictures.follow(), "pictures")]
         services = Services(
             store=store,
             guests=Guests(self.custody),
             uploads=self.uploads,
+            programs=self.keepers,
             now=now,
             owner=os.getuid(),
             node="here",
@@ -159,6 +164,14 @@ class Served:
         await loop.stop()
         for task in tasks:
             task.cancel()
+
+    def _programs(self, loop: Loop) -> Programs:
+        self.keepers = FakeKeepers()
+        self.keepers.uploaded = lambda program: loop.wake(f"programs/{program.project}/{program.name}")
+        clock = SystemClock()
+        places = Reservations(clock, lambda: 64 * GiB, kept_back=0)
+        means = Means(self.keepers, places, clock, lambda: datetime.now(UTC), FACTS.boot)
+        return Programs(Records(self.store), Recorder(self.store), means, loop.wake, loop.wake_after)
 
     def _machines(self, paths: Paths, loop: Loop, pictures: Pictures) -> Machines:
         clock, records, layers, pool, house = SystemClock(), Records(self.store), FakeLayers(), Pool(), FakeHouse()

@@ -39,5 +39,5 @@ def test_the_version_is_that_of_the_distribution() -> None:
 def test_importing_roost_imports_nothing_more() -> None:
     source = Path(roost.__file__).read_text()
     imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"__future__", "importlib"}
+    assert imported == {"importlib"}
     assert "roost" in sys.modules

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from roost.errors import Unavailable
+from roost.host.outputlog import OutputLog
 from roost.host.sockets import listen_unix
 from roost.hypervisor import console
-from roost.hypervisor.console import Record, Ring, SerialConsole
+from roost.hypervisor.console import Ring, SerialConsole
 
 
 @asynccontextmanager
 async def connected(tmp_path: Path) -> AsyncIterator[tuple[SerialConsole, socket.socket]]:
     """A console and the guest's end of it."""
     with listen_unix(tmp_path / "console.sock") as listener:
-        serial = SerialConsole(tmp_path / "console.sock", Record(tmp_path / "console.log"))
+        serial = SerialConsole(tmp_path / "console.sock", OutputLog(tmp_path / "console.log"))
         serial.open()
         guest, _ = listener.accept()
         guest.setblocking(False)
@@ -122,7 +123,7 @@ async def test_a_reader_that_does_not_read_misses_bytes_and_holds_up_nobody(tmp_
 
 @pytest.mark.fault(64)
 def test_the_record_is_bounded_on_disk(tmp_path: Path) -> None:
-    record = Record(tmp_path / "log", limit=1000)
+    record = OutputLog(tmp_path / "log", limit=1000)
     for number in range(100):
         record.write(b"%099d\n" % number)
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
@@ -135,7 +136,7 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"intact")
     (tmp_path / "log").symlink_to(victim)
-    record = Record(tmp_path / "log")
+    record = OutputLog(tmp_path / "log")
     record.write(b"evil")
     assert victim.read_bytes() == b"intact"
     assert record.tail(100) == b""
@@ -143,6 +144,6 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
 
 def test_a_pipe_in_place_of_the_record_hangs_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log")
-    record = Record(tmp_path / "log")
+    record = OutputLog(tmp_path / "log")
     record.write(b"x")
     assert record.tail(100) == b""
