@@ -23,6 +23,7 @@ from roost.model.machine import Machine
 from roost.model.project import Project, ProjectSpec
 from roost.store.memory import MemoryStore
 from roost.testing.hypervisor import FakeAgent, FakeConsole
+from tests.fake_keepers import FakeKeepers
 
 SECONDS = 1.0
 """Header and body timeouts."""
@@ -69,6 +70,7 @@ async def main(socket: Path) -> None:
         store=store,
         guests=Guests(),
         uploads=Uploads(),
+        programs=FakeKeepers(),
         now=lambda: "2030",
         owner=os.getuid(),
         node="here",

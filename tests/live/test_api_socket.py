@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.checkout import ROOT
+
 SERVER = Path(__file__).with_name("api_process.py")
 BECOME = """
 import os, socket, sys, time
@@ -75,7 +77,10 @@ class Api:
         self.log = self.directory / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(self.socket)], stdout=subprocess.PIPE, stderr=log
+                [sys.executable, str(SERVER), str(self.socket)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"ready\n"

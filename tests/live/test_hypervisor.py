@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from roost.errors import Conflict, NotStarted, RoostError, Unavailable
-from roost.host import processes
+from roost.host import jail, processes
 from roost.hypervisor import firmware, record
 from roost.hypervisor.accel import Accelerator
 from roost.hypervisor.base import Command, DirectBoot, Disk, Guest
@@ -24,7 +24,6 @@ from roost.hypervisor.console import RECORD, RING
 from roost.hypervisor.qemu import Qemu
 from roost.hypervisor.record import Entry, Record
 from roost.model.machine import Isolation
-from roost.network import usernet
 from roost.network.usernet import UserNetwork
 from tests import leftovers
 from tests.live.world import World, answering, made, output, started
@@ -200,7 +199,7 @@ class Slow(UserNetwork):
     async def connect(self, *arguments: Any) -> Any:
         jailed, _ = await super().connect(*arguments)
         for process in jailed:
-            await usernet._end(process)
+            await jail.end(process)
         await asyncio.sleep(0.3)
         self.seen = next(path for path in map(Path, _below(os.getpid())) if path.exists()).read_text()
         raise Unavailable("the machine has no network", "the test says so")
