@@ -26,6 +26,8 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "probe": ("probe.c", "attempts.c"),
     "escape": ("escape.c",),
     "rawcall": ("rawcall.c",),
+    "wasi_escapes": ("wasi_escapes.c",),
+    "windows_escapes": ("windows_escapes.c",),
 }
 _HEADERS = ("portable.h",)
 

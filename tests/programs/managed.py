@@ -1,4 +1,4 @@
-"""Builds the Java and C# twins of the probe, at most once for each state of their sources."""
+"""Builds the Java and C# twins of the probe and of the hostile stand-in, at most once for each state of their sources."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def classes() -> Path:
 def clr() -> Path:
     """Probe.exe for the CLR; skips the test where Mono's compiler is missing."""
     return _built(HERE / "Probe.cs", "ProbeClr.exe", "mcs", _build_clr)
+
+
+def escapes_jar() -> Path:
+    """escapes.jar, hostile; skips the test where no Java compiler is."""
+    return _built(HERE / "Escapes.java", "escapes.jar", "javac", _build_jar)
+
+
+def escapes_clr() -> Path:
+    """Escapes.exe for the CLR, hostile; skips the test where Mono's compiler is missing."""
+    return _built(HERE / "Escapes.cs", "Escapes.exe", "mcs", _build_clr)
 
 
 def compile_java(source: str, directory: Path, *options: str) -> None:
@@ -104,7 +114,7 @@ def _build_classes(source: Path, place: Path) -> None:
 def _build_jar(source: Path, place: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=place.parent) as work:
         _build_classes(source, Path(work) / "Probe.class")
-        pack(Path(work), "Probe").rename(place)
+        pack(Path(work), source.stem).rename(place)
 
 
 def _build_clr(source: Path, place: Path) -> None:

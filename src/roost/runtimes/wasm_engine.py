@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from ctypes import byref, c_int32, c_uint8, create_string_buffer
-from typing import NamedTuple
 
+from roost.light import NamedTuple
 from roost.runtimes.libwasmtime import ByteVector, library, take_bytes
 
 CRANELIFT, WINCH = 1, 2
 """WASMTIME_STRATEGY_*: the compiler for fast code, and the one that compiles fast."""
 
 _LONGEST = 2000  # characters of a message: a guest chooses the names in it
-_MEMORY_LIMITS = ("exceeds memory limits", "memory limit", "exceeds the limit of allocations")
+_MEMORY_LIMITS = ("exceeds memory limits", "memory limit", "exceeds the limit of allocations", "GC heap out of memory")
 _SIGACTION = 152  # bytes of struct sigaction, as the C library has it
 _TRAP = "wasm trap: "
+_RUNNING, _CAUSE = "error while executing at wasm backtrace", "Caused by: "
 _TRAPS = {
     0: "stack overflow",
     1: "out of bounds memory access",
@@ -105,7 +106,9 @@ def stop_of_error(error: int) -> Stop:
         number = _PHRASES.get(cause.strip(), -1)
         return _stop_of_trap(number, cause.strip())
     if any(phrase in text for phrase in _MEMORY_LIMITS):
-        return Stop("limit", text, limit="memory")
+        return Stop("limit", _cause(text), limit="memory")
+    if text.startswith(_RUNNING):  # it called the host with what no call takes, as a pointer out of its memory
+        return Stop("trap", f"a call of the host was refused: {_cause(text)}")
     return Stop("error", text)
 
 
@@ -117,7 +120,12 @@ def stop_of_trap(trap: int) -> Stop:
     lib.wasm_trap_message(trap, byref(text))
     lib.wasm_trap_delete(trap)
     message = clean(take_bytes(text))
-    return _stop_of_trap(code.value if known else -1, message.rpartition(_TRAP)[2])
+    return _stop_of_trap(code.value if known else -1, _cause(message.rpartition(_TRAP)[2]))
+
+
+def _cause(text: str) -> str:
+    """The last words of an error, without the way it came."""
+    return text.rpartition(_CAUSE)[2].strip()
 
 
 def message_of_error(error: int) -> str:
