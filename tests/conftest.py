@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ _slow: dict[str, float] = {}
 for _name in ("ROOST_HOST", "ROOST_PROJECT", "ROOST_TOKEN", "ROOST_STATE", "ROOST_RUN", "ROOST_FAILPOINT"):
     os.environ.pop(_name, None)
 os.environ["ROOST_ZYGOTE"] = "0"  # tests of the zygote bring one of their own; another would outlive its test
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's "&" had it ignored, by all that tests start too
 
 
 @pytest.fixture

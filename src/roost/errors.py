@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from roost.light import Iterable, NamedTuple
 
 
 class Problem(NamedTuple):

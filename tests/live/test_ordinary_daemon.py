@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,59 +17,9 @@ import pytest
 from tests import leftovers, pool
 from tests.checkout import ROOT
 from tests.needs import needs_program, needs_root
+from tests.somebody import UID, Ordinary, processes, python_for
 
 pytestmark = [needs_root, needs_program("qemu-system-x86_64", "mmdebstrap"), pytest.mark.timeout(900)]
-
-UID = 12345
-DISTRIBUTION = Path("/usr/bin/python3")
-
-
-class Ordinary:
-    """Somebody with a home of his own who runs Roost from the sources under test."""
-
-    def __init__(self, home: Path, python: str) -> None:
-        self.home, self.python = home, python
-        self.state, self.run = home / "state", home / "run"
-        packages = sysconfig.get_path("purelib")
-        self.environ = {
-            "HOME": str(home),
-            "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
-            "LANG": "C.UTF-8",
-            "ROOST_STATE": str(self.state),
-            "ROOST_RUN": str(self.run),
-            "NO_COLOR": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": f"{home / 'src'}:{packages}",
-        }
-
-    def python_says(self, *argv: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run the interpreter as the user, without any group."""
-        return subprocess.run(
-            [self.python, *argv],
-            env=self.environ, cwd=self.home, user=UID, group=UID, extra_groups=[],
-            capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
-
-    def roost(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """A verb; the first starts the user's own daemon."""
-        done = self.python_says("-m", "roost.cli.main", *arguments, timeout=timeout)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    def show(self, name: str) -> dict[str, Any]:
-        """A machine as the API shows it."""
-        return dict(json.loads(self.roost("show", name, "-o", "json").stdout))
-
-
-def _python(home: Path) -> str:
-    """An interpreter that the user may run and that can load what Roost needs; the test is skipped where there is none."""
-    for candidate in (sys.executable, str(DISTRIBUTION)):
-        try:
-            if Ordinary(home, candidate).python_says("-c", "import roost, msgspec, litestar, pycdlib").returncode == 0:
-                return candidate
-        except PermissionError:
-            continue
-    pytest.skip(f"neither {sys.executable} nor {DISTRIBUTION} can run Roost as uid {UID}")
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +30,13 @@ def somebody() -> Iterator[Ordinary]:
         for name in ("src", "guest"):
             shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
         _own(home)
-        who = Ordinary(home, _python(home))
+        who = Ordinary(home, python_for(home))
         yield who
         who.roost("delete", "--all", "--yes", check=False)
         who.roost("serve", "--stop", check=False)
         left = leftovers.wait_until_none(who.state, who.run)
     finally:
-        for pid in _processes():
+        for pid in processes():
             os.kill(pid, 9)
         shutil.rmtree(home, ignore_errors=True)
     assert left == [], "left behind:\n" + "\n".join(left)
@@ -113,18 +61,6 @@ def _own(home: Path) -> None:
         shutil.rmtree(linked)
     subprocess.run(["chown", "-R", f"{UID}:{UID}", home], check=True)
     home.chmod(0o700)
-
-
-def _processes() -> list[int]:
-    """The processes of the user."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if entry.stat().st_uid == UID:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +125,7 @@ def test_stop_and_delete_leave_nothing(somebody: Ordinary, mine: dict[str, Any])
     assert somebody.roost("show", "mine", check=False).returncode == 3
     somebody.roost("serve", "--stop")
     deadline = time.monotonic() + 20
-    while _processes() and time.monotonic() < deadline:
+    while processes() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert _processes() == []
+    assert processes() == []
     assert leftovers.wait_until_none(somebody.state, somebody.run, [mine["meta"]["uid"]]) == []

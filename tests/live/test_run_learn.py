@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from roost.runtimes import doors, execution, learning, native, policy  # noqa: F
 from roost.runtimes.base import Policy, Request
 from tests.needs import needs_program
 from tests.ordinary import WHO, run_as
+from tests.programs.build import program
 
 pytestmark = [pytest.mark.live, needs_program("python3")]
 
@@ -87,10 +89,32 @@ def test_whoever_runs_it_may_learn(who: str) -> None:
     code = "import os, sys\nprint(open('/etc/hostname').read() != '', os.path.exists('/etc/shadow'), file=sys.stderr)"
 
     async def main() -> tuple[int, str]:
-        place = Path(os.environ["HOME"]) / "policy.yaml"
-        result = learning.learn(Request(PYTHON, ("-Ic", code), Policy(), "/"), str(place))
-        return result.ending.code, place.read_text()
+        with tempfile.TemporaryDirectory(dir=os.environ["HOME"]) as directory:
+            place = Path(directory) / "policy.yaml"
+            result = learning.learn(Request(PYTHON, ("-Ic", code), Policy(), "/"), str(place))
+            return result.ending.code, place.read_text()
 
     ended, text = run_as(who, main)
     assert ended == 0
     assert [line.strip() for line in text.splitlines() if "/etc/hostname" in line and line.startswith("  -")], text
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_a_webassembly_program_needs_what_it_opened_and_nothing_on_the_way(who: str) -> None:
+    module = program("probe", "wasm").read_bytes()
+
+    async def main() -> tuple[bytes, list[str]]:
+        with tempfile.TemporaryDirectory(dir=os.environ["HOME"]) as directory:
+            home = Path(directory)
+            (home / "data").mkdir()
+            (home / "data/in.txt").write_text("in")
+            (home / "probe.wasm").write_bytes(module)
+            request = Request(str(home / "probe.wasm"), ("read", "data/in.txt"), Policy(), str(home))
+            learning.learn(request, str(home / "policy.yaml"))
+            found = yaml.safe_load((home / "policy.yaml").read_text())
+            again = execution.run(request._replace(policy=policy.from_mapping(found)), capture=True)
+            return again.stdout, [line.replace(str(home), "") for line in found["fs"]]
+
+    said, granted = run_as(who, main)
+    assert said == b"in"
+    assert granted == ["/data/in.txt:/data/in.txt:ro"]

@@ -14,6 +14,7 @@ import pytest
 from roost.errors import NotStarted, Unavailable
 from roost.host import boxed, kernel
 from roost.host.sandbox import start
+from roost.runtimes.base import Mount
 from tests import boxes
 from tests.boxes import box, children, status_of
 from tests.needs import needs_root
@@ -121,6 +122,26 @@ def test_without_namespaces_landlock_and_seccomp_hold_and_the_missing_are_named(
     assert layers == ("no capabilities", "no new privileges", "resource limits", "seccomp", "landlock")
     assert {entry.partition(":")[0] for entry in missing} == {*boxed.NAMESPACES, "minimal root", "own uid"}
     assert (int(status["CapEff"], 16), status["Seccomp"], status["NoNewPrivs"]) == (0, "2", "1")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"mounts": (Mount("/usr", "/elsewhere"),)}, "it needs /elsewhere in a root of its own"),
+        ({"doors": (("192.0.2.1", 80),)}, "--net needs a network namespace"),
+    ],
+    ids=["mount", "net"],
+)
+def test_what_only_namespaces_can_do_is_refused_in_words_where_there_are_none(more: dict[str, Any], named: str) -> None:
+    async def main() -> str:
+        try:
+            start(box("/bin/true", **more))
+        except NotStarted as error:
+            return error.why
+        return "it started"
+
+    assert run_as("user", main, namespaces=False).startswith(named)
 
 
 @needs_root

@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from roost.errors import Conflict, Unavailable
-from roost.host import facts, processes
+from roost.host import facts, jail, processes
 from roost.host.jail import Jailed
 from roost.model.machine import Publish
-from roost.network import plan, usernet
+from roost.network import plan
 from roost.network.usernet import UserNetwork
 from tests.needs import needs_program, needs_root
 
@@ -99,7 +99,7 @@ async def network(*publish: Publish) -> AsyncIterator[tuple[Wire, socket.socket,
     finally:
         link.close()
         for one in jailed:
-            await usernet._end(one)
+            await jail.end(one)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ ZSH = """\
 #compdef roost
 _roost() {
   local -a found
-  found=("${(@f)$(roost __complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-  compadd -a found || _files
+  found=(${(f)"$(roost __complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+  (( $#found )) && compadd -a found || _files
 }
 compdef _roost roost
 """
@@ -32,6 +32,7 @@ function __roost_complete
     roost __complete -- $words[2..-1] 2>/dev/null
 end
 complete -c roost -f -a '(__roost_complete)'
+complete -c roost -F -n '__fish_seen_subcommand_from run inspect copy apply diff import upload launch'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
@@ -107,7 +108,7 @@ _MACHINE = {
     "snapshot", "snapshots",
 }  # fmt: skip
 _OR_PROGRAM = {"show", "start", "stop", "restart", "delete", "logs", "events"}
-_WORDS = {"doctor": ["jail", "storage", "network", "java", "windows", "clr", "foreign"], "completion": list(SCRIPTS)}
+_WORDS = {"doctor": ["host", "jail", "storage", "java", "windows", "clr", "foreign"], "completion": list(SCRIPTS)}
 
 
 def _names(context: Context, verb: str, rest: list[str]) -> list[str]:

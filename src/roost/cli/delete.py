@@ -19,7 +19,7 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "names", metavar="NAME", nargs="*", help="machines and programs; or a kind and names, as in: snapshot web.ready"
     )
-    parser.add_argument("--all", action="store_true", help="all machines of the project (asks first)")
+    parser.add_argument("--all", action="store_true", help="all machines and programs of the project (asks first)")
     parser.add_argument("--ignore-missing", action="store_true", help="it is fine when it does not exist")
     parser.add_argument("--no-wait", action="store_true", help="return at once, not when nothing of it is left")
 
@@ -30,12 +30,22 @@ def _delete(context: Context, given: Namespace) -> int:
         kind, names = kind_of(names[0]), names[1:]
     if bool(names) == given.all:
         raise Invalid("which machines is not clear", "name machines, or say --all, not both", "roost list")
-    if given.all:
-        kind = "machine"
-        names = [str(item["name"]) for item in context.items("machines", project=context.project)]
-        if names:
-            context.confirm(f"delete {len(names)} machines of project {context.project}: {', '.join(names)}?")
-    return delete(context, kind, names, given)
+    return _delete_all(context, given) if given.all else delete(context, kind, names, given)
+
+
+def _delete_all(context: Context, given: Namespace) -> int:
+    found = {
+        kind: [str(item["name"]) for item in context.items(KINDS[kind], project=context.project)]
+        for kind in ("machine", "program")
+    }
+    found = {kind: names for kind, names in found.items() if names}
+    if found:
+        told = [
+            f"{len(names)} {kind if len(names) == 1 else KINDS[kind]} ({', '.join(names)})"
+            for kind, names in found.items()
+        ]
+        context.confirm(f"delete {' and '.join(told)} of project {context.project}?")
+    return max((delete(context, kind, names, given) for kind, names in found.items()), default=0)
 
 
 def delete(context: Context, kind: str, names: list[str], given: Namespace) -> int:

@@ -2,10 +2,14 @@
 
 # A run must not cost more than a blink, so nothing is imported here that a run by the zygote does not need.
 
+import gc
 import os
 import sys
 
 from roost.cli import VALUED
+
+_GARBAGE = 100_000
+"""Objects until the collector looks for rings of them; with Python's 700 it looks a dozen times before a short run begins, for 2 ms."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,14 +24,24 @@ def main(arguments: list[str] | None = None) -> int:
         return dispatch(words)
     code = _run(words[:index], words[index + 1 :])
     if arguments is None:
-        os._exit(code)  # all is written: what the interpreter still takes down would only cost time
+        os._exit(code if _flushed() else code or 125)  # what the interpreter still takes down would only cost time
     return code
+
+
+def _flushed() -> bool:
+    """Whether all that was printed is written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _run(before: list[str], words: list[str]) -> int:
     """By the zygote when there is one that will, else in this process; `before` stood before the verb."""
     from roost.runtimes import zygote_client
 
+    gc.set_threshold(_GARBAGE)
     _fill_closed_streams()
     try:
         code = None if before else zygote_client.offer(words)

@@ -9,7 +9,7 @@ from typing import Any
 
 from roost.cli.context import Context
 from roost.cli.delete import delete
-from roost.cli.dispatch import CODES, FAILED, INTERRUPTED
+from roost.cli.dispatch import CODES, FAILED, INTERRUPTED, explained
 from roost.cli.look import TABLES, in_project
 from roost.cli.options import GLOBALS, actions
 from roost.cli.power import each
@@ -34,9 +34,10 @@ def detach(parsed: Parsed) -> int:
     context = Context(Namespace(**{**GLOBALS, **given, "output": options["format"]}))
     try:
         return _begin(context, parsed)
-    except RoostError as error:
-        print_error(error)
-        return next((code for kind, code in CODES if isinstance(error, kind)), FAILED)
+    except Exception as error:
+        known = error if isinstance(error, RoostError) else explained(error, "run")
+        print_error(known)
+        return next((code for kind, code in CODES if isinstance(known, kind)), FAILED)
     except KeyboardInterrupt:
         context.warn(context.goes_on or "interrupted")
         return INTERRUPTED

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
-from typing import Any
 
 from roost.errors import RoostError
+from roost.light import Any, Callable, import_module, suppress
 from roost.runtimes import detect, execution, policy
 from roost.runtimes.base import Ending, Found, Progress, Request, Result, silent
 from roost.runtimes.policy import Parsed
@@ -33,6 +30,9 @@ def run(before: list[str], words: list[str]) -> int:
         parsed = policy.parse(words)
     except RoostError as error:
         return _failed(error, _descriptor(words))
+    except FileNotFoundError:
+        gone = RoostError("nothing was run", "the current directory was removed", "change to another one: cd")
+        return _failed(gone, _descriptor(words))
     if parsed.options["help"]:
         from roost.cli.dispatch import print_help
 
@@ -46,26 +46,26 @@ def run(before: list[str], words: list[str]) -> int:
 
 
 def _accept(words: list[str]) -> tuple[str, Callable[[], int]] | None:
-    """File and run of the words if they are a plain run of a WebAssembly module, for the zygote."""
+    """File and run of the words if they are a plain run of a file, for the zygote."""
     try:
         parsed = policy.parse(words)
     except RoostError:
         return None
     options = parsed.options
-    if any(options[name] for name in ("help", "detach", "format")) or options["vm"] not in (None, "wasm"):
+    if any(options[name] for name in ("help", "detach", "format")):
         return None
     if options["learn"] is not None or options["status_json"] is not None:
         return None
     path = os.path.join(os.getcwd(), parsed.file)
     found = detect.detect(path)
-    if found.kind != "wasm" or found.refusal:
+    if found.refusal or (found.kind != "wasm" and (os.isatty(1) or os.isatty(2))):
         return None
     return path, lambda: perform(parsed, found)
 
 
 def serve() -> None:
-    """Be the zygote: load what runs of WebAssembly modules need, and run them for whoever comes."""
-    from roost.runtimes import wasm_kept, zygote
+    """Be the zygote: load what runs need, and run them for whoever comes."""
+    from roost.runtimes import wasm_call, wasm_kept, zygote
 
     for name in _LATER:
         import_module(name)
@@ -75,10 +75,14 @@ def serve() -> None:
         accepted = _accept(words)
         return zygote.Accepted(*accepted) if accepted else None
 
-    zygote.serve(zygote.Work(accept, wasm_kept.keep))
+    zygote.serve(zygote.Work(accept, wasm_kept.keep, wasm_call.stand_by))
 
 
-_LATER = ("roost.cli.render", "roost.runtimes.detect_wasm", "roost.runtimes.doors", "roost.runtimes.wasm")
+_LATER = (
+    *("roost.cli.render", "roost.host.binaries", "roost.host.packages"),
+    *(f"roost.runtimes.detect_{kind}" for kind in ("class", "elf", "pe", "text", "wasm", "zip")),
+    *(f"roost.runtimes.{name}" for name in ("clr", "doors", "foreign", "jvm", "native", "script", "wasm", "wine")),
+)
 """What a run imports only when it needs it."""
 
 
@@ -87,11 +91,14 @@ def perform(parsed: Parsed, found: Found | None = None) -> int:
     options = parsed.options
     status: int | None = options["status_json"]
     try:
+        _check(status)
         result = _run(parsed, found)
         _print(result, parsed)
-        _tell(status, execution.document(result))
+        if status is not None:
+            _tell(status, execution.document(result))
         code = result.ending.code
-        _prepare_next(result)
+        if found is None:
+            _prepare_next(result)
     except RoostError as error:
         return _failed(error, status)
     except KeyboardInterrupt:
@@ -186,6 +193,24 @@ def _failed(error: RoostError, status: int | None, code: int = 0) -> int:
 _ERROR = ("code", "what", "why", "fix")
 
 
+def _check(status: int | None) -> None:
+    """Raises RoostError, before anything runs, when nobody can be told how it ends."""
+    if status is None:
+        return
+    import fcntl
+
+    try:
+        if fcntl.fcntl(status, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(0, "it is open for reading only")
+    except OSError as error:
+        raise _untold(status, error) from error
+
+
+def _untold(status: int, error: OSError) -> RoostError:
+    fix = f"open it for writing, as in {status}>status.json"
+    return RoostError(f"the status can not be written to descriptor {status}", error.strerror or "", fix)
+
+
 def _tell(status: int | None, document: dict[str, Any]) -> None:
     """One line of JSON to the descriptor, in one piece. Raises RoostError when nobody can take it."""
     if status is None:
@@ -197,8 +222,7 @@ def _tell(status: int | None, document: dict[str, Any]) -> None:
         while data:
             data = data[os.write(status, data) :]
     except OSError as error:
-        fix = f"open it for writing, as in {status}>status.json"
-        raise RoostError(f"nothing was written to descriptor {status}", error.strerror or "", fix) from error
+        raise _untold(status, error) from error
 
 
 def _descriptor(words: list[str]) -> int | None:
@@ -225,8 +249,8 @@ def _with_globals(before: list[str], words: list[str]) -> list[str]:
 
 
 def _prepare_next(result: Result) -> None:
-    """The next run of a WebAssembly module finds a zygote."""
-    if result.runtime == "wasm" and os.environ.get("ROOST_ZYGOTE") != "0":
+    """The next run finds a zygote, where the runtime of WebAssembly is there, for which it is made."""
+    if os.environ.get("ROOST_ZYGOTE") != "0":
         from roost.runtimes import zygote
 
         zygote.start(_ZYGOTE)

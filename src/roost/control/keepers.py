@@ -197,8 +197,9 @@ class LocalKeepers:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
-        # A keeper is of the daemon's own build, wherever that was started from.
-        ours = {"ROOST_CACHE": str(self._paths.program_cache), "PYTHONPATH": str(Path(__file__).parents[2])}
+        # A keeper is of the daemon's own build and finds its libraries, wherever that was started from.
+        libraries = os.pathsep.join([str(Path(__file__).parents[2]), *filter(os.path.isabs, sys.path)])
+        ours = {"ROOST_CACHE": str(self._paths.program_cache), "PYTHONPATH": libraries}
         return {**system.clean_environment(), **kept, **ours}
 
     async def find(self, uid: str) -> Keeper | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from roost.light import Callable, Mapping, NamedTuple, Protocol
 
 
 class Limits(NamedTuple):
@@ -17,6 +16,20 @@ class Limits(NamedTuple):
     file_size: int | None = None
 
 
+Receive = Callable[[bytes, tuple[int, ...]], int]
+"""Takes what `Handover.pack` gave, and does the call; the exit code."""
+
+
+class Handover(Protocol):
+    """A `call` that may be handed to a sandbox which was made before anybody knew what for (`sandbox.prepare`)."""
+
+    def pack(self) -> tuple[bytes, tuple[int, ...]]:
+        """What it is, and descriptors that it needs, which are closed when they are handed over."""
+
+    def settle(self) -> None:
+        """It will be called in a fork of this process instead: get ready for that. Raises RoostError."""
+
+
 class Box(NamedTuple):
     """One program to be run in a sandbox.
 
@@ -25,7 +38,7 @@ class Box(NamedTuple):
     `system` shows the host's programs and libraries. `tmp` is the size in bytes of /tmp and /dev/shm together. `fds` maps a descriptor inside to
     one of ours. `doors` are (address, port) on which sockets listen in its network. `watch`: "connect" reports connects by IP, "learn" file access
     as well. `calls` opens system calls beyond the usual ones. `uid` is its host uid where we are root (0: FIRST_UID + our pid). `tty` shows it
-    /dev/tty. `require` names layers of the sandbox without which it must not start.
+    /dev/tty. `require` names layers of the sandbox without which it must not start. `handover` is `call` once more, where it can be handed over.
     """
 
     name: str
@@ -46,3 +59,4 @@ class Box(NamedTuple):
     tty: bool = False
     require: tuple[str, ...] = ()
     program: str = ""
+    handover: Handover | None = None

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import fcntl
+import marshal
 import math
 import os
 import resource
-import signal
-from collections.abc import Callable, Mapping
 
 from roost.host import boxed_init, boxed_network, boxed_root, idmap, kernel, landlock
+from roost.host.box import Receive
+from roost.light import Callable, Mapping, signal
 
 NAMESPACES = {
     "user namespace": kernel.NEWUSER,
@@ -29,6 +31,8 @@ FORBIDDEN, LACKING = "forbidden", "lacking"
 _OOM_SCORE = 500
 _IPC = {"shmmni": "128", "msgmni": "32", "sem": "250 8000 100 128"}
 """Segments, queues, and semaphores (in a set, in all, in a call, sets)."""
+_LONGEST = 256 << 10  # bytes that a program is told at its gate
+_HANDED = 8  # descriptors
 _FLOOR = 64  # descriptors of ours are moved from here on
 
 
@@ -51,7 +55,7 @@ class Orders:
             "links",
             "maps",
         ),
-        *("program", "require", "tmp", "trees", "uid", "watch", "layers", "missing"),
+        *("gate", "program", "ready", "require", "tmp", "trees", "uid", "watch", "layers", "missing"),
     )
     argv: tuple[str, ...]
     call: Callable[[], int] | None
@@ -61,6 +65,8 @@ class Orders:
     fds: Mapping[int, int]
     files: Mapping[str, bytes]
     filter: bytes
+    gate: _socket.socket | None
+    """Where the program waits to be told what it is to do, by a message for what `ready` gave; None: it is known."""
     inside: int
     """The uid and gid inside."""
     isolated: bool
@@ -71,6 +77,8 @@ class Orders:
     maps: tuple[str, str] | None
     """The uid and gid maps that it writes for itself; None where root writes them."""
     program: str
+    ready: Callable[[], Receive] | None
+    """Called in the program's process before it waits at the gate."""
     require: tuple[str, ...]
     tmp: int
     trees: list[boxed_root.Tree]
@@ -89,9 +97,22 @@ class Orders:
 def become(orders: Orders, link: _socket.socket, status: int) -> None:
     """Never returns. Tells `status` lines `layer NAME`, `missing NAME: why`, `error why`; its end without an error is the exec."""
     try:
-        _Init(orders, link, status).run()
+        try:
+            init = _Init(orders, link, status)
+        except OSError as error:  # a limit of descriptors that is too low
+            os.write(status, f"error {error}\n".encode(errors="replace"))
+            return
+        init.run()
     finally:
         os._exit(125)
+
+
+class _NotHereError(Exception):
+    """What the program needs is not possible on this host, in words for its user."""
+
+
+def _in_words(error: BaseException) -> str:
+    return str(error) if isinstance(error, _NotHereError) else f"{type(error).__name__}: {error}"
 
 
 class _Init:
@@ -104,7 +125,7 @@ class _Init:
         try:
             program = self._prepare()
         except BaseException as error:
-            self._report("error", f"{type(error).__name__}: {error}")
+            self._report("error", _in_words(error))
             return
         if program:
             self._let_go()
@@ -113,13 +134,13 @@ class _Init:
     def _prepare(self) -> int:
         """Everything up to the fork of the program, whose pid it returns; 0 where there is none."""
         orders = self._orders
-        _write("/proc/self/oom_score_adj", str(_OOM_SCORE))
+        _wipe_arguments()
+        raise_oom_score("self")
         os.umask(0o022)
         if self._link.recv(1) != b"g":
             return 0
         if orders.isolated:
-            self._become_inner()
-            if not self._own_mounts():
+            if not self._isolate():
                 self._report(FORBIDDEN)
                 return 0
             self._enter()
@@ -173,9 +194,10 @@ class _Init:
         except OSError as error:
             self._orders.missing.append(f"ipc limits: {error.strerror}")
 
-    def _own_mounts(self) -> bool:
-        """Whether what we mount is ours alone from now on; a policy may refuse that in namespaces which it allowed."""
+    def _isolate(self) -> bool:
+        """Whether we are who we are to be, and what we mount is ours alone; a policy may refuse either in namespaces which it allowed."""
         try:
+            self._become_inner()
             kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
         except PermissionError:
             return False
@@ -200,9 +222,13 @@ class _Init:
         """On the host, where only Landlock and seccomp stand before the program: it must find its files where they are."""
         orders = self._orders
         if orders.doors:
-            raise PermissionError("without a network namespace it can not reach anything")
+            raise _NotHereError("--net needs a network namespace, which this host does not let us have")
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         places = {tree.target: tree.source for tree in orders.trees}
+        moved = {target for target, source in places.items() if target != source} - {*orders.argv, orders.program}
+        if moved and orders.call is None:
+            why = "which only namespaces make, and this host does not let us have them"
+            raise _NotHereError(f"it needs {min(moved)} in a root of its own, {why}")
         orders.argv = tuple(places.get(word, word) for word in orders.argv)
         orders.program = places.get(orders.program, orders.program)
 
@@ -232,7 +258,7 @@ class _Init:
             try:
                 self._become_program()
             except BaseException as error:
-                self._fail(f"{type(error).__name__}: {error}")
+                self._fail(_in_words(error))
             finally:
                 os._exit(125)
         return pid
@@ -251,19 +277,41 @@ class _Init:
         if not orders.isolated:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         _limit(orders)
-        _restrict_files(orders, tuple(self._descriptors.values()))
+        _restrict_files(orders, () if orders.gate else tuple(self._descriptors.values()))
+        self._filter()
+        if orders.gate is not None:
+            self._wait(orders.gate)
         for inside, descriptor in self._descriptors.items():
             os.dup2(descriptor, inside, inheritable=True)
-        self._filter()
         if orders.call is None:
             if orders.watch == "learn":
                 os.close(self._status)  # its exec waits for the supervisor
             os.execve(orders.program or orders.argv[0], orders.argv, orders.env)
         self._let_go()
+        if orders.watch == "learn":
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # as an exec would: the supervisor reads what its calls name
         self._link.close()
         os.environ.clear()
         os.environ.update(orders.env)
         os._exit(_result(orders.call))
+
+    def _wait(self, gate: _socket.socket) -> None:
+        """Learn what the program is; never returns when nobody needs it. What it has open is of no use by name to a `call`."""
+        if self._orders.ready is None:
+            os._exit(0)
+        receive = self._orders.ready()
+        room = _socket.CMSG_SPACE(4 * _HANDED)
+        message, ancillary, _, _ = gate.recvmsg(_LONGEST, room, _socket.MSG_CMSG_CLOEXEC)
+        gate.close()
+        if not message:
+            os._exit(0)
+        data = b"".join(data for _, _, data in ancillary)
+        numbers = tuple(int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data) - 3, 4))
+        self._orders.env, words = marshal.loads(message)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors = dict(enumerate(numbers[:3]))
+        self._orders.call = lambda: receive(words, numbers[3:])
 
     def _filter(self) -> None:
         orders = self._orders
@@ -282,6 +330,8 @@ class _Init:
         os.close(self._status)
         for descriptor in self._descriptors.values():
             os.close(descriptor)
+        if self._orders.gate is not None:
+            self._orders.gate.close()
 
     def _report(self, word: str, text: str = "") -> None:
         os.write(self._status, f"{word} {text}".replace("\n", " ").encode(errors="replace") + b"\n")
@@ -293,6 +343,24 @@ def _result(call: Callable[[], int]) -> int:
     except BaseException as error:
         os.write(2, f"roost: {type(error).__name__}: {error}\n".encode(errors="replace"))
         return 125
+
+
+def _wipe_arguments() -> None:
+    """Our command line is that of the caller, with all that stands in it, and /proc shows it to everybody, also when memory is hidden."""
+    with open("/proc/self/stat") as file:
+        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])  # arg_start, arg_end: proc_pid_stat(5)
+    kernel.clear_memory(start, end - start)
+
+
+def raise_oom_score(pid: int | str) -> None:
+    """Make it the one to go when memory is short. Where root does it, nobody without privileges can take it back. Raises OSError."""
+    path = f"/proc/{pid}/oom_score_adj"
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        score = int(os.read(descriptor, 16))  # at once: both sides of a start write it
+        os.write(descriptor, b"%d" % max(score, _OOM_SCORE))
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: str, text: str) -> None:
@@ -315,28 +383,43 @@ def _forget_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def _base(orders: Orders) -> int:
+    """Where there is room for our descriptors. Raises OSError when there is none."""
+    base = max([*orders.fds, _FLOOR - 1]) + 1
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < base + 2 * _FLOOR:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return base
+
+
 def _sort_descriptors(orders: Orders, link: int, status: int) -> tuple[_socket.socket, int, dict[int, int]]:
     """Close all but what is wanted, and move that above every number that the program is to have; all of it closes at exec."""
-    base = max([*orders.fds, _FLOOR - 1]) + 1
+    base = _base(orders)
 
     def move(descriptor: int) -> int:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, base)
 
     moved = {inside: move(descriptor) for inside, descriptor in orders.fds.items()}
     link, status = move(link), move(status)
+    if orders.gate is not None:
+        orders.gate = _socket.socket(fileno=move(orders.gate.detach()))
+    gates = [] if orders.gate is None else [orders.gate.fileno()]
     for tree in orders.trees:
         if tree.tree >= 0:
             tree.tree = move(tree.tree)
-    low = 0
-    for descriptor in sorted([link, status, *moved.values(), *(tree.tree for tree in orders.trees if tree.tree >= 0)]):
-        if low < descriptor:
-            os.closerange(low, descriptor)
-        low = descriptor + 1
-    os.closerange(low, 0x7FFFFFFF)
+    _close_all_but([link, status, *gates, *moved.values(), *(tree.tree for tree in orders.trees if tree.tree >= 0)])
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number, inheritable=True)
     return _socket.socket(fileno=link), status, moved
+
+
+def _close_all_but(kept: list[int]) -> None:
+    low = 0
+    for descriptor in sorted(kept):
+        if low < descriptor:
+            os.closerange(low, descriptor)
+        low = descriptor + 1
+    os.closerange(low, 0x7FFFFFFF)
 
 
 def _limit(orders: Orders) -> None:
@@ -364,7 +447,7 @@ def _restrict_files(orders: Orders, opened: tuple[int, ...]) -> None:
     """Reading and executing what there is, since only what was granted is there; writing by name."""
     kinds = {"write": "tree", "overlay": "tree", "device": "device", "read": "execute"}
     if orders.isolated:
-        rules = [("/", "execute"), ("/tmp", "tree"), ("/dev", "devices"), ("/dev/shm", "tree"), ("/proc", "write")]
+        rules = [("/", "execute"), ("/tmp", "tree"), ("/dev", "devices"), ("/dev/shm", "tree")]
         rules += [(tree.target, kinds[tree.kind]) for tree in orders.trees if tree.kind in ("write", "overlay")]
     else:
         kinds["overlay"] = "execute"  # there is no overlay, and the tree itself must not change

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from typing import NamedTuple
+
+from roost.light import NamedTuple, suppress
 
 _MOUNT = "/sys/fs/cgroup"
 _PREFIX = "program-"
@@ -30,7 +30,7 @@ class Group(NamedTuple):
 
     def _move(self, pid: int) -> None:
         for directory in self.directories:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 _write(f"{directory}/cgroup.procs", str(pid))
 
     def kills(self) -> int:
@@ -97,7 +97,7 @@ def _clear(parent: str) -> None:
     for name in os.listdir(parent):
         number = name.removeprefix(_PREFIX)
         if name.startswith(_PREFIX) and number.isdigit() and not os.path.exists(f"/proc/{number}"):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.rmdir(os.path.join(parent, name))
 
 
@@ -137,7 +137,7 @@ def _family(pid: int) -> set[int]:
         found |= new
         children: set[int] = set()
         for parent in new:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 for task in os.listdir(f"/proc/{parent}/task"):
                     children |= {int(child) for child in _read(f"/proc/{parent}/task/{task}/children").split()}
         new = children - found

@@ -1,16 +1,16 @@
 """The minimal root of a box: what was granted, synthesised files, a private /tmp, /dev and /proc; all else of the host is gone."""
 
 # pathlib would cost a start milliseconds:
-# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH112, PTH114, PTH115, PTH116, PTH120, PTH211
+# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH112, PTH114, PTH115, PTH116, PTH120, PTH208, PTH211
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import stat
-from collections.abc import Mapping
 
 from roost.host import kernel
+from roost.light import Mapping, suppress
 
 BASE = "/proc"
 """The new root grows here, where no source lies."""
@@ -19,6 +19,8 @@ _SCRATCH = "/dev"
 _LENT_SCRATCH = "/.scratch"
 """Where overlays find it. Every place that has to go by itself costs a start milliseconds."""
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives", "/etc/ld.so.cache")
+_CONFIGURATION = ("/etc/fonts", "/etc/mono")
+_JAVA = "java-"  # /etc/java-17-openjdk
 _NODES = ("null", "zero", "full", "random", "urandom")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _SAFE = kernel.MS_NOSUID | kernel.MS_NODEV
@@ -56,9 +58,10 @@ class Tree:
 
 
 def system_trees() -> tuple[list[Tree], dict[str, str]]:
-    """The host's programs and libraries, and the links that stand in their places (/bin -> usr/bin)."""
+    """The host's programs and libraries, what they do not start without of /etc, and the links that stand in their places (/bin -> usr/bin)."""
     trees, links = [], {}
-    for path in _SYSTEM:
+    java = [f"/etc/{name}" for name in sorted(os.listdir("/etc")) if name.startswith(_JAVA)]
+    for path in (*_SYSTEM, *_CONFIGURATION, *java):
         if os.path.islink(path):
             links[path] = os.readlink(path)
         elif os.path.exists(path):
@@ -90,12 +93,19 @@ def build(trees: list[Tree], links: Mapping[str, str], files: Mapping[str, bytes
         _write(path, content)
     for tree in trees:
         _attach(tree)  # which covers a file where something was granted in its place
-    os.makedirs(cwd, exist_ok=True)
+    _make_cwd(cwd, trees)
     if overlays:
         kernel.detach(_LENT_SCRATCH)
         os.rmdir(_LENT_SCRATCH)
     kernel.set_mount_attributes("/", _READ_ONLY, recursive=False)
     return missing
+
+
+def _make_cwd(cwd: str, trees: list[Tree]) -> None:
+    """Also below /tmp nothing can be written into it that was not granted: the caller would look for it in vain."""
+    os.makedirs(cwd, exist_ok=True)
+    if cwd.startswith("/tmp/") and not any(f"{cwd}/".startswith(f"{tree.target}/") for tree in trees):
+        os.chmod(cwd, 0o555)
 
 
 def _make_scratch(tmp: int, *, lent: bool) -> None:
@@ -114,10 +124,11 @@ def _make_scratch(tmp: int, *, lent: bool) -> None:
 
 def _attach(tree: Tree) -> None:
     """Mount it at a place that is made for it; in a tree that came before, the place must be there."""
-    place = tree.target
+    place, directory = tree.target, stat.S_ISDIR(os.fstat(tree.tree).st_mode)
     if os.path.lexists(place):
-        pass
-    elif stat.S_ISDIR(os.fstat(tree.tree).st_mode):
+        if os.path.isdir(place) != directory:
+            raise OSError(errno.ENOTDIR, f"{tree.source} can not be shown at {place}: one of them is a directory")
+    elif directory:
         os.makedirs(place)
     else:
         _make_parent(place)
@@ -169,6 +180,6 @@ def _mount_kernel() -> list[str]:
         # Some switches of a namespace belong to the uid that made it, which may be the program's.
         kernel.mount(f"{BASE}/proc/sys", f"{BASE}/proc/sys", flags=kernel.MS_BIND)
         kernel.set_mount_attributes(f"{BASE}/proc/sys", _READ_ONLY, recursive=False)
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         os.symlink("pts/ptmx", f"{BASE}/dev/ptmx")
     return missing

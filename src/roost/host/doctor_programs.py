@@ -11,9 +11,6 @@ from roost.host.doctor import Finding
 RUNTIMES = {"java": "jvm", "windows": "wine", "clr": "clr", "foreign": "foreign"}
 """The areas of `roost doctor` for programs, and the runtime whose probe each judges."""
 
-_RECENT = 25
-"""The newest Java with long-term support, which `packages.JAVA_EXTRA` brings: it runs what was built for any before it."""
-
 
 def judge(area: str, probed: Mapping[str, Any]) -> list[Finding]:
     """What is there of an area, what is not, and how to get it. `probed` is what the area's runtime found of itself."""
@@ -27,7 +24,7 @@ def _java(probed: Mapping[str, Any]) -> list[Finding]:
         return [Finding("java", "missing", f"{why}; without root: {packages.JAVA_EXTRA}", packages.apt(*packages.JAVA))]
     found = [Finding("java", "ok", f"{version} at {home}") for home, version in probed.items()]
     newest = max(_release(str(version)) for version in probed.values())
-    if newest < _RECENT:
+    if newest < packages.JAVA_EXTRA_RELEASE:
         detail = f"programs that are built for Java {newest + 1} or later do not run"
         found.append(Finding("newer java", "warning", detail, packages.JAVA_EXTRA))
     return found

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 
 from roost.host import kernel
+from roost.light import signal
 
 
 class Owners:

@@ -183,6 +183,11 @@ def deliver_signals() -> None:
         _libc.signal(number, None)
 
 
+def clear_memory(start: int, size: int) -> None:
+    """Fill memory of this process with zeros."""
+    ctypes.memset(start, 0, size)
+
+
 def set_hostname(name: str) -> None:
     """sethostname(2). Raises OSError."""
     _check(_libc.sethostname(name.encode(), len(name.encode())), "sethostname")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from roost.light import NamedTuple
 
 INSTALL = "sudo apt-get install --no-install-recommends "
 """How each line begins that installs packages; `roost doctor --fix` takes the packages from behind it."""
@@ -23,6 +23,8 @@ class Sysroot(NamedTuple):
 JAVA = ("default-jre-headless",)
 JAVA_EXTRA = "pip install 'roost[java]'"
 """A newer Java than Debian's, for this Python only and without root."""
+JAVA_EXTRA_RELEASE = 25
+"""The release it brings, the newest with long-term support: it runs what was built for any before it."""
 WINE = ("wine64",)
 """Enough for programs of the console and for windows on a display: libwine brings wineserver, the wrapper package `wine` is not needed."""
 CLR = ("mono-runtime", "libmono-system-core4.0-cil")

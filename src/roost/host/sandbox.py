@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import _socket
 import errno
+import marshal
 import os
-import signal
-from typing import NamedTuple
 
-from roost.errors import NotStarted, Unavailable
+from roost.errors import NotStarted, RoostError, Unavailable
 from roost.host import boxed, boxed_filter, boxed_group, boxed_root, idmap, kernel, landlock
-from roost.host.box import Box, Limits
+from roost.host.box import Box, Limits, Receive
 from roost.host.boxed_group import Group
+from roost.light import Callable, NamedTuple, signal
 
 __all__ = ["FIRST_UID", "INSIDE", "Box", "Boxed", "Group", "Limits", "start"]
 
@@ -31,9 +31,10 @@ class Boxed(NamedTuple):
     """A program that has started.
 
     `pid` and `pidfd` are of its init, our child, on the host (the caller reaps it and closes the pidfd); killing it or closing `link` kills all
-    inside. `link` is a SOCK_SEQPACKET socket to init. Send `signal N` and `connect PORT`; receive `ended exit N` or `ended signal N` (init then
-    stays until the link closes, for what the program left running), `failed WHY` when after all it could not be executed (watch "learn" only),
-    `connected PORT` with a descriptor (a non-blocking TCP socket, connecting: writable when done, SO_ERROR tells) or `refused PORT ERRNO`.
+    inside. `link` is a SOCK_SEQPACKET socket to init. Send `signal N`, `connect PORT` and `sockets LIMIT`; receive `ended exit N` or `ended
+    signal N` (init then stays until the link closes, for what the program left running), `failed WHY` when after all it could not be executed
+    (watch "learn" only), `connected PORT` with a descriptor (a non-blocking TCP socket, connecting: writable when done, SO_ERROR tells) or
+    `refused PORT ERRNO`, and `sockets BYTES` that all sockets of its network hold (no longer counted above the limit).
     `listeners` are descriptors in the order of `doors`, `notify` that of the user notifications (-1: none). `group` is its control group where
     one was required; otherwise the caller may make one later (`boxed_group.create`, `Group.join`), since to join blocks for tens of milliseconds.
     """
@@ -57,6 +58,21 @@ def start(box: Box) -> Boxed:
 
     Raises NotStarted when it did not come to its exec, Unavailable when a required layer is missing here. Then nothing is left.
     """
+    ready = _prepared.pop() if _prepared else None
+    if ready is None:
+        return _start(box)
+    taken = ready.take(box)
+    if taken is not None:
+        return taken
+    try:
+        return _start(box)
+    finally:
+        ready.undo()  # it has ended meanwhile
+
+
+def _start(box: Box) -> Boxed:
+    if box.handover is not None:
+        box.handover.settle()
     why: list[str] = []
     for mode in ("own", "caller", "bare") if os.geteuid() == 0 else ("caller", "bare"):
         birth = _Birth(box, mode, why)
@@ -68,7 +84,34 @@ def start(box: Box) -> Boxed:
         except BaseException:
             birth.undo()
             raise
-    raise NotStarted(f"{box.name} was not started in its sandbox", "; ".join(why), "roost doctor jail")
+    raise NotStarted("the program was not started in its sandbox", "; ".join(why), "roost doctor jail")
+
+
+def prepare(box: Box, ready: Callable[[], Receive]) -> bool:
+    """Make the sandbox for the next `start` in this process of a box that differs in nothing but name, `call`, env, cwd and fds.
+
+    What waits in it has called `ready`, whose value it calls with what `Handover.pack` gave; otherwise it is as if it had been started then.
+    False: not on this host.
+    """
+    birth = _Birth(box, "own" if os.geteuid() == 0 else "caller", [])
+    try:
+        birth.begin(ready)
+    except (RoostError, OSError, _ForbiddenError):
+        birth.undo()
+        return False
+    _prepared.append(birth)
+    return True
+
+
+def prepared() -> bool:
+    """Whether one is waiting."""
+    return bool(_prepared)
+
+
+def discard() -> None:
+    """End those that are waiting."""
+    while _prepared:
+        _prepared.pop().undo()
 
 
 class _Birth:
@@ -84,12 +127,50 @@ class _Birth:
         self._pidfd = -1
         self._group: Group | None = None
         self._received: list[int] = []
+        self._gate: _socket.socket | None = None
 
     def attend(self) -> Boxed:
+        self._begin(self._orders())
+        return self._finish()
+
+    def begin(self, ready: Callable[[], Receive]) -> None:
+        """Up to where the program must be known."""
         orders = self._orders()
+        self._gate, orders.gate = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        orders.ready = ready
+        try:
+            self._begin(orders)
+        finally:
+            orders.gate.close()
+
+    def take(self, box: Box) -> Boxed | None:
+        """The rest, for this program; None when it does not fit or has ended: then it is killed, and the caller undoes it."""
+        gate, mine = self._gate, self._box
+        alike = box._replace(name=mine.name, call=mine.call, env=mine.env, cwd=mine.cwd, fds=mine.fds, handover=None)
+        if gate is None or box.handover is None or alike != mine:
+            os.kill(self._pid, signal.SIGKILL)
+            return None
+        words, descriptors = box.handover.pack()
+        handed = (box.fds[0], box.fds[1], box.fds[2], *descriptors)
+        rights = b"".join(number.to_bytes(4, "little") for number in handed)
+        try:
+            message = marshal.dumps((dict(box.env), words))
+            gate.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+            return self._finish()
+        except (RoostError, OSError, _ForbiddenError):
+            os.kill(self._pid, signal.SIGKILL)
+            return None
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            gate.close()
+
+    def _begin(self, orders: boxed.Orders) -> None:
         self._fork(orders)
         self._pidfd = os.pidfd_open(self._pid)
         self._let_in(orders)
+
+    def _finish(self) -> Boxed:
         layers, missing = self._hear()
         listeners = self._receive(b"doors", len(self._box.doors))
         notify = self._receive(b"notify", 1 if self._box.watch and "seccomp" in layers else 0)
@@ -103,6 +184,8 @@ class _Birth:
         """Leave nothing."""
         self._link.close()
         self._shut()
+        if self._gate is not None:
+            self._gate.close()
         os.close(self._status)
         for descriptor in self._received:
             os.close(descriptor)
@@ -141,6 +224,7 @@ class _Birth:
         if self._mode == "own":
             try:
                 idmap.write_maps(self._pid, f"{INSIDE} {orders.uid} 1", f"{INSIDE} {orders.uid} 1")
+                boxed.raise_oom_score(self._pid)
             except OSError as error:
                 raise _ForbiddenError("this root may not give out uids") from error
         if "control group" in self._box.require:
@@ -184,12 +268,12 @@ class _Birth:
         return numbers
 
     def _failure(self, why: str) -> NotStarted:
-        name = self._box.argv[0] if self._box.argv else self._box.name
-        return NotStarted(f"{name} was not started in its sandbox", why, "roost doctor jail")
+        fix = "ulimit -n 1024" if os.strerror(errno.EMFILE) in why else "roost doctor jail"
+        return NotStarted("the program was not started in its sandbox", why, fix)
 
     def _lacking(self, why: str) -> Unavailable:
         return Unavailable(
-            f"{self._box.name} was not started: a layer is required and missing here", why, "roost doctor jail"
+            "the program was not started: a layer is required and missing here", why, "roost doctor jail"
         )
 
     def _orders(self) -> boxed.Orders:
@@ -197,6 +281,7 @@ class _Birth:
         box, orders = self._box, boxed.Orders()
         for name in ("argv", "call", "cwd", "doors", "env", "fds", "limits", "program", "require", "tmp", "watch"):
             setattr(orders, name, getattr(box, name))
+        orders.gate = orders.ready = None
         orders.inside, orders.isolated = INSIDE, self._mode != "bare"
         orders.require = tuple(name for name in box.require if name != "control group")
         orders.uid = (box.uid or FIRST_UID + os.getpid()) if self._mode == "own" else -1
@@ -235,6 +320,10 @@ class _Birth:
                 tree.take()
                 if self._mode == "own" and tree.lent and not owners.lend(tree.tree):
                     raise _ForbiddenError(f"this kernel can not lend {tree.source}")
+        except PermissionError as error:  # root without CAP_SYS_ADMIN, as in most containers
+            orders.close()
+            if self._mode == "own":
+                raise _ForbiddenError("this root may not lend what it has") from error
         except OSError as error:
             orders.close()
             raise self._failure(str(error)) from error
@@ -243,3 +332,6 @@ class _Birth:
             raise
         finally:
             owners.close()
+
+
+_prepared: list[_Birth] = []

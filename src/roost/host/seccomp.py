@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import NamedTuple
+
+from roost.light import NamedTuple
 
 ALLOW = 0x7FFF0000  # SECCOMP_RET_* : include/uapi/linux/seccomp.h
 DENY = 0x00050000 | errno.EPERM
 ABSENT = 0x00050000 | errno.ENOSYS
 KILL = 0x80000000
 
-_NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # offsets in struct seccomp_data, little endian, low words
+NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # offsets in struct seccomp_data, little endian, low words
 _AF_UNIX = 1
 _CLONE_THREAD = 0x00010000
 NAMESPACES = 0x7E020080  # every CLONE_NEW* flag: include/uapi/linux/sched.h
@@ -129,7 +130,7 @@ def entrance(arch: Architecture) -> list[Instruction]:
     """No other ABI, no call that is younger than the table, no clone3; then the number is loaded."""
     return [
         *(load(_ARCH), _unless_equal(arch.audit, 1), give(KILL)),
-        load(_NUMBER),
+        load(NUMBER),
         *(Instruction(0x35, 0, 1, _X32), give(KILL)),  # BPF_JMP|BPF_JGE
         *(Instruction(0x25, 0, 1, _YOUNGEST), give(ABSENT)),  # BPF_JMP|BPF_JGT
         # The flags of clone3 are behind a pointer, where no filter sees them; the C library falls back to clone.

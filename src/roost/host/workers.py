@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from roost.host import kernel
+from roost.light import Callable, Mapping, NamedTuple, Sequence
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,9 +45,18 @@ def fork_worker(main: Callable[[], int]) -> Worker:
         if os.getppid() == parent:
             code = main()
     except BaseException:
+        import traceback  # costs milliseconds
+
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def spawn_worker(argv: Sequence[str], env: Mapping[str, str], descriptors: Mapping[int, int]) -> Worker:
+    """Start a program that inherits exactly these descriptors: its number to ours. Raises OSError."""
+    actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()]
+    pid = os.posix_spawn(argv[0], list(argv), dict(env), file_actions=actions)
+    return Worker(pid, os.pidfd_open(pid))
 
 
 def start_detached(argv: Sequence[str], env: Mapping[str, str]) -> None:

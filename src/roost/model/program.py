@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from roost.errors import Problem
+from roost.model.addresses import is_own
 from roost.model.machine import Process
 from roost.model.meta import Meta, MiB, Port, Seconds, Size, Struct, Trouble
 
@@ -50,8 +51,7 @@ def is_local(host: str) -> bool:
     except ValueError:
         # "127.1", "0x7f000001": what inet_aton(3) takes for an address and nobody can read is refused as one.
         return re.fullmatch(r"(?:0[xX][0-9a-fA-F]*|[0-9]+)", host.rpartition(".")[2]) is not None
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified or mapped.is_link_local or mapped.is_multicast)
+    return is_own(address)
 
 
 class GrantSpec(Struct, frozen=True, kw_only=True):

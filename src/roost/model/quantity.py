@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from roost.light import Mapping
 
 _LONGEST, _FINEST = 19, 6
 """Digits before and after the point: more than any size or time has."""

@@ -6,8 +6,8 @@ modules only: no msgspec, re, argparse, json, asyncio, pathlib (tests/architectu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from roost.host.box import Handover
+from roost.light import Any, Callable, Mapping, NamedTuple, Protocol
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
@@ -131,6 +131,8 @@ class Command(NamedTuple):
     program: str = ""
     memory: int | None = None
     """Bytes for the whole sandbox where the runtime needs more than the policy's `memory` for itself; None: the policy's."""
+    handover: Handover | None = None
+    """The call once more, where it can be handed to a sandbox that was made before."""
 
 
 class Ending(NamedTuple):
@@ -179,15 +181,12 @@ class Runtime(Protocol):
 
     def probe(self) -> Mapping[str, Any]:
         """What of it is installed on this host, for people: paths and versions. Empty when nothing is. Starts nothing that takes long."""
-        ...
 
     def score(self, found: Found) -> int:
         """How well it runs such a file: 0 not at all; the highest of all runtimes is taken. Pure."""
-        ...
 
     def needs(self, found: Found) -> tuple[Need, ...]:
         """What this host lacks to run it; empty when it can."""
-        ...
 
     def prepare(self, found: Found, request: Request, progress: Progress = silent) -> Any:
         """Do once what makes this and later runs quick (compile, make a prefix, dump a class archive). What it returns goes to `command`.
@@ -195,13 +194,10 @@ class Runtime(Protocol):
         What is kept is a private cache: checked before use, written atomically, bounded. Raises RoostError; Unavailable when something of
         `needs` is missing.
         """
-        ...
 
     def command(self, found: Found, request: Request, prepared: Any) -> Command:
         """What to run in the sandbox. Raises Invalid when the policy asks for what the runtime can not do."""
-        ...
 
     def classify(self, found: Found, ending: Ending, errors: bytes) -> Ending:
         """The ending in the runtime's own terms, from the raw one (reason exit or signal) and the last 4 KiB of stderr (empty unless captured):
         exact exit codes, traps, what went wrong in a sentence. Pure."""
-        ...

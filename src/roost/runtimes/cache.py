@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
 
 from roost.errors import Invalid, Unavailable
+from roost.light import Callable, Iterator, suppress
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 160  # of a key: with our prefixes still a file name
@@ -52,7 +51,7 @@ class Cache:
         try:
             os.makedirs(os.path.dirname(above), 0o700, exist_ok=True)
             for path in (above, self._path):
-                with contextlib.suppress(FileExistsError):
+                with suppress(FileExistsError):
                     os.mkdir(path, 0o700)
                 _make_private(path)
         except OSError as error:
@@ -132,7 +131,7 @@ class Cache:
         except OSError:
             return
         for entry in found:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if not entry.name.startswith("."):
                     yield entry.stat(follow_symlinks=False).st_mtime, _size(entry), entry.name
 
@@ -151,16 +150,28 @@ class Cache:
             os.close(descriptor)
         return True
 
-    @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        slot = sum(key.encode()) % _LOCKS
+    def _locked(self, key: str) -> _Locked:
+        return _Locked(os.path.join(self._path, f".lock-{sum(key.encode()) % _LOCKS}"))
+
+
+class _Locked:
+    """A context in which no other process holds the lock of this file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(os.path.join(self._path, f".lock-{slot}"), flags, 0o600)
+        self._descriptor = os.open(self._path, flags, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
 
 
 def _checked(key: str) -> str:
@@ -219,7 +230,7 @@ def _size(entry: os.DirEntry[str]) -> int:
     total = 0
     for directory, _, names in os.walk(entry.path):
         for name in names:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 total += os.stat(os.path.join(directory, name), follow_symlinks=False).st_size
     return total
 

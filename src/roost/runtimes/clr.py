@@ -1,15 +1,14 @@
 """Programs for the Common Language Runtime (.NET Framework), under Mono."""
 
-# ruff: noqa: PTH113, PTH119
+# ruff: noqa: PTH113, PTH119, PTH114
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from roost.errors import Invalid, Unavailable
 from roost.host import packages
+from roost.light import Any, Mapping
 from roost.runtimes import display, program_file
 from roost.runtimes.base import Command, Ending, Found, MiB, Mount, Need, Progress, Request, silent
 
@@ -88,5 +87,5 @@ def _is_installed() -> bool:
 
 def _beside(file: str, shown: tuple[Mount, ...]) -> tuple[Mount, ...]:
     """Its configuration, which .NET keeps beside a program, where the program is shown alone."""
-    there = [mount for mount in shown if os.path.isfile(f"{file}.config")]
+    there = [mount for mount in shown if os.path.isfile(f"{file}.config") and not os.path.islink(f"{file}.config")]
     return tuple(Mount(f"{file}.config", f"{mount.target}.config", lent=True) for mount in there)

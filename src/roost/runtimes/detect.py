@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from roost.light import Callable
 from roost.runtimes.base import Found
 from roost.runtimes.detect_file import Bounded, Damaged, File, refuse
 

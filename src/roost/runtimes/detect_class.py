@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from roost.light import Any
 from roost.runtimes.base import Found
 from roost.runtimes.detect_file import Bounded, Damaged, File, refuse, text
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any
 
 from roost.errors import Forbidden, NotFound, RoostError
+from roost.light import Any, Mapping
 from roost.runtimes.base import Found
 
 KiB = 1 << 10

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
+from roost.light import Any, NamedTuple
 from roost.runtimes.base import Found
 from roost.runtimes.detect_file import Damaged, File, KiB, refuse, text
 

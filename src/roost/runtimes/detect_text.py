@@ -95,6 +95,9 @@ def _script(head: bytes) -> Found:
                 "write which, as in #!/usr/bin/env python3",
             )
     details = {"arguments": arguments, "interpreter": path, "language": _language(name), "name": name}
+    if not path.isprintable():
+        why = "begins with #! and names no program in its first line"
+        return refuse("script", why, "fetch or build it again", details=details)
     return Found("script", "", details)
 
 

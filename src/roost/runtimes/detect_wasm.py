@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
+from roost.light import Any, Iterator, NamedTuple
 from roost.runtimes.base import Found
 from roost.runtimes.detect_file import Bounded, Damaged, File, KiB, refuse, text
 

@@ -6,8 +6,7 @@ claims cost nothing.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
+from roost.light import Any, NamedTuple
 from roost.runtimes.base import Found
 from roost.runtimes.detect_file import Bounded, Damaged, File, KiB, refuse, text
 

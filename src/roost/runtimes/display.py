@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from roost.errors import Invalid
+from roost.light import NamedTuple
 from roost.runtimes.base import Mount, Request
 
 _SOCKETS = "/tmp/.X11-unix"

@@ -6,13 +6,16 @@ address that the name had when the run began, and move bytes. Imported only by r
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
 import socket
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
 
 from roost.errors import Invalid, NotStarted
+from roost.light import Callable, Iterable
+from roost.model.addresses import is_own
 from roost.runtimes.base import Peer, Published
 from roost.runtimes.loop import ENDED, READ, WRITE, Loop
 
@@ -22,6 +25,8 @@ _ADDRESSES = 8
 """Addresses of one name that are used."""
 _BUFFER = 1 << 16
 _BACKLOG = 64
+_PAUSE = 0.1
+"""Seconds until we look again whether there are descriptors for a connection."""
 _ABORT = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 s; close then resets the connection
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -47,7 +52,7 @@ def _addresses(host: str) -> tuple[str, ...]:
     if literal is not None:
         return (str(literal),)
     found = list(dict.fromkeys(_look_up(host)))[:_ADDRESSES]
-    fit = found if _is_local_name(host) else [address for address in found if not _is_ours(address)]
+    fit = found if _is_local_name(host) else [address for address in found if not is_own(address)]
     if not fit:
         why = f"the name leads to {', '.join(map(str, found))}, which is this host or its link and not a service of the network"
         raise Invalid(
@@ -79,10 +84,6 @@ def _parse(text: str) -> Address | None:
 
 def _is_local_name(host: str) -> bool:
     return host.rstrip(".").lower().rpartition(".")[2] == "localhost"
-
-
-def _is_ours(address: Address) -> bool:
-    return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
 
 
 class Doors:
@@ -137,13 +138,19 @@ class Doors:
     def _accept(self, listener: socket.socket) -> None:
         try:
             near = listener.accept()[0]
-        except OSError:  # it has gone again
-            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays ready all the time
+                self._accept_no_more()
+                self._loop.at(time.monotonic() + _PAUSE, self._accept_again)
+            return  # it has gone again
         self._listeners[listener](near)
         if len(self._connections) + sum(map(len, self._asked.values())) >= CONNECTIONS:
-            self._accepting = False
-            for each in self._listeners:
-                self._loop.forget(each.fileno())
+            self._accept_no_more()
+
+    def _accept_no_more(self) -> None:
+        self._accepting = False
+        for each in self._listeners:
+            self._loop.forget(each.fileno())
 
     def _connect(self, address: str, port: int, near: socket.socket) -> None:
         self._join(near, _connect(address, port))
@@ -191,7 +198,10 @@ def listen(published: Published) -> socket.socket:
 def _connect(address: str, port: int) -> socket.socket | None:
     """A connection to be established, from the host to a pinned address; None when that can not be."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    end = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        end = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    except OSError:  # no descriptors are left
+        return None
     try:
         end.connect((address, port))
     except BlockingIOError:

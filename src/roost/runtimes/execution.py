@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, Unpack
 
 from roost.errors import NotFound, RoostError, Unavailable
 from roost.host.sandbox import Boxed
+from roost.light import Any, Callable, Mapping, TypedDict, Unpack, signal
 from roost.runtimes import detect, registry
 from roost.runtimes.base import (
     FAILED,
@@ -169,7 +167,11 @@ def _size(size: int | None) -> str:
     if size is None:
         return "what is kept"
     unit, name = next(
-        ((unit, name) for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")) if size % unit == 0),
+        (
+            (unit, name)
+            for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+            if size and size % unit == 0
+        ),
         (1, "bytes"),
     )
     return f"{size // unit} {name}" if unit == 1 else f"{size // unit}{name}"
@@ -177,7 +179,9 @@ def _size(size: int | None) -> str:
 
 def _name(number: int) -> str:
     try:
-        return signal.Signals(number).name
+        from signal import Signals
+
+        return Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
 

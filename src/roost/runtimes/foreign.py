@@ -9,11 +9,10 @@ qemu-user translates instructions and passes system calls on; it protects nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from roost.errors import Unavailable
 from roost.host import packages
+from roost.light import Any, Mapping, NamedTuple
 from roost.runtimes import detect, host_programs, program_file
 from roost.runtimes.base import FAILED, Command, Ending, Found, MiB, Mount, Need, Progress, Request, silent
 

@@ -7,7 +7,8 @@ Go or Rust program starts. Such a DLL holds no code, so it is written here rathe
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+
+from roost.light import Mapping
 
 # The format: "PE Format" of the Windows documentation.
 _ALIGNMENT, _FILE_ALIGNMENT = 0x1000, 0x200

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+
+from roost.light import Iterable, Iterator, NamedTuple
 
 HOME = "/jre"
 """Where one is in the sandbox that is none of the system's."""

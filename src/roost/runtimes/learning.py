@@ -144,12 +144,12 @@ class Learner:
         path = shape and _path(notifier, call, shape)
         if not shape or not path or path == self._own or _is_usual(path):
             return
-        writes = shape.changes or (shape.flags >= 0 and call.arguments[shape.flags] & _WRITING)
+        flags = call.arguments[shape.flags] if shape.flags >= 0 else os.O_PATH
+        writes = shape.changes or flags & _WRITING
         if writes and (shape.changes or not os.path.lexists(path)):
             self._note(self.seen.written, os.path.dirname(path))
-        elif os.path.isfile(path) or (
-            shape.flags >= 0 and os.path.isdir(path)
-        ):  # to have looked at a directory is not to need all of it
+        elif os.path.isfile(path) or (os.path.isdir(path) and not flags & os.O_PATH):
+            # To have looked at a directory, or gone through it, is not to need all of it.
             self._note(self.seen.written if writes else self.seen.read, path)
 
     @staticmethod

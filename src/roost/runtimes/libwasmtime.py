@@ -72,6 +72,7 @@ _PROTOTYPES = {
     "wasmtime_module_new": "ppszp",
     "wasmtime_module_delete": "-p",
     "wasmtime_module_serialize": "ppp",
+    "wasmtime_module_deserialize": "ppszp",
     "wasmtime_module_deserialize_file": "ppsp",
     "wasmtime_module_imports": "-pp",
     "wasmtime_module_exports": "-pp",
@@ -127,6 +128,7 @@ _PROTOTYPES = {
     "wasmtime_component_new": "ppszp",
     "wasmtime_component_delete": "-p",
     "wasmtime_component_serialize": "ppp",
+    "wasmtime_component_deserialize": "ppszp",
     "wasmtime_component_deserialize_file": "ppsp",
     "wasmtime_component_get_export_index": "pppsz",
     "wasmtime_component_linker_new": "pp",
@@ -177,6 +179,7 @@ Callback = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, ctypes.POINTER(Value),
 Writer = ctypes.CFUNCTYPE(ctypes.c_ssize_t, c_void_p, c_void_p, c_size_t)
 """What takes a guest's output: (environment, data, size) -> how much of it was taken, or -errno."""
 
+_places: dict[tuple[str, ...], str] = {}
 _library: ctypes.CDLL | None = None
 
 
@@ -190,11 +193,15 @@ def library() -> ctypes.CDLL:
 
 def find() -> str:
     """The path of the C library. Raises Unavailable."""
+    known = _places.get(tuple(sys.path))
+    if known:
+        return known
     below = f"wasmtime/linux-{os.uname().machine}/_libwasmtime.so"
     for directory in sys.path:
         path = os.path.join(directory, below)
         if directory.startswith("/") and os.path.isfile(path):
             _check_version(version(directory))
+            _places[tuple(sys.path)] = path
             return path
     raise Unavailable("WebAssembly programs can not run here", "the Python package wasmtime is not installed", FIX)
 

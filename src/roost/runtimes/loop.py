@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
+
+from roost.light import Callable
 
 READ, WRITE = select.POLLIN, select.POLLOUT
 ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL

@@ -10,10 +10,9 @@ below it, or from `lib` beside it as in PREFIX/bin and PREFIX/lib. Others must b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from roost.errors import Unavailable
+from roost.light import Any, Iterator, Mapping
 from roost.runtimes import host_programs, program_file
 from roost.runtimes.base import Command, Ending, Found, Grant, Mount, Need, Progress, Request, silent
 
@@ -65,7 +64,7 @@ class Native:
 
     def command(self, found: Found, request: Request, prepared: tuple[Mount, ...]) -> Command:
         """The program itself, called as the caller called it."""
-        inside, own = program_file.shown(request)
+        inside, own = program_file.shown(request, system=True)
         with_libraries = any(mount.target.startswith(LIBRARIES) for mount in prepared)
         return Command(
             argv=(request.name or request.file, *request.arguments),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
-
 from roost.errors import Invalid
 from roost.host.box import Box, Limits
+from roost.light import Iterable, Mapping, NamedTuple
 from roost.runtimes.base import Command, Grant, Mount, Policy, Request
 
 _NETWORK = "network namespace"
@@ -60,9 +58,10 @@ def box(request: Request, command: Command, facts: Facts) -> Box:
         doors=doors(policy, facts.pinned),
         watch=facts.watch,
         calls=command.calls,
-        tty=facts.tty,
+        tty=facts.tty and command.call is None,  # what runs by a call opens no device
         require=_required(policy, command),
         program=command.program,
+        handover=command.handover,
     )
 
 

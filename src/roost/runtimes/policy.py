@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from roost.errors import Invalid, Problem
+from roost.light import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 from roost.model import duration, size
 from roost.runtimes import policy_values as values
 from roost.runtimes.base import Grant, Peer, Policy, Published
@@ -59,11 +58,11 @@ FLAGS = (
     Flag("--gui", "", "lend it the display", "gui"),
     Flag("--require", "LAYER", "do not run without this layer of isolation", "require", values.layer, many=True, choices=LAYERS),
     Flag("--vm", "NAME", "the runtime (default: the best for the file's content)", "vm", choices=NAMES, group="run"),
-    Flag("--learn", "FILE", "run a trusted program and write the least policy it used", "learn", bare=True, group="run"),
+    Flag("--learn", "FILE", "run a trusted program and write the least policy it used, to =FILE", "learn", bare=True, group="run"),
     Flag("--detach", "", "let the daemon keep it running in the background", "detach", group="run"),
     Flag("--name", "NAME", "its name, with --detach", "name", group="run"),
-    Flag("--restart", "WHEN", "start it again when it ends, with --detach", "restart", choices=("no", "on-failure", "always"), closed=True,
-         group="run"),
+    Flag("--restart", "WHEN", "with --detach, whether it starts again after its end: no, on-failure, always", "restart",
+         choices=("no", "on-failure", "always"), closed=True, group="run"),
     Flag("--status-json", "FD", "write how it ended to this open file", "status_json", values.descriptor, group="run"),
     Flag("--format", "FORMAT", "how to print objects", "format", choices=("table", "json", "yaml", "name"), closed=True, group="everywhere",
          short="-o"),

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
+from roost.light import Iterable, Mapping, NamedTuple
 from roost.model import duration, size
 from roost.runtimes.base import Grant, Peer, Published
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 
 from roost.errors import Unavailable
+from roost.runtimes import host_programs
 from roost.runtimes.base import Mount, Request
 
 PLACE = "/app"
 """The directory of the program's file, where nothing that is granted holds it."""
 
 
-def shown(request: Request) -> tuple[str, tuple[Mount, ...]]:
+def shown(request: Request, *, system: bool = False) -> tuple[str, tuple[Mount, ...]]:
     """Its path inside, and the mounts that make it so.
 
-    A program that lies in a directory it is granted runs there, so that it finds what lies beside it; any other is alone in PLACE.
+    A program that lies in a directory it is granted runs there, so that it finds what lies beside it, and so does one of the host's own where
+    those are shown (`system`); any other is alone in PLACE.
     """
     real = os.path.realpath(request.file)
+    if system and host_programs.shown(real) and host_programs.shown(os.path.normpath(request.file)):
+        return request.file, ()
     for grant in sorted(request.policy.fs, key=lambda grant: -len(grant.source)):
         around = os.path.realpath(grant.source).rstrip("/")
         if real.startswith(around + "/"):

@@ -6,9 +6,8 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterable, Set
-from typing import NamedTuple
 
+from roost.light import Callable, Iterable, NamedTuple, Set
 from roost.runtimes.base import Grant
 
 MOST = 32
@@ -158,16 +157,31 @@ def parse_peer(data: bytes) -> Destination | None:
     return Destination(socket.inet_ntop(socket.AF_INET6, data[8:24]), port)
 
 
+def _may_be_made(directory: str, cwd: str) -> bool:
+    """Whether a file to be written there is one of the caller's: others are the program's own, or the system's."""
+    return directory not in ("/", cwd) and not f"{directory}/".startswith(
+        ("/tmp/", "/dev/", "/proc/", "/usr/", "/app/")
+    )
+
+
 def hidden_files(
     arguments: Iterable[str], cwd: str, grants: Iterable[Grant], exists: Callable[[str], bool]
 ) -> list[str]:
-    """A line for each argument that names a file of the caller which the program does not see. `exists` asks the host."""
+    """A line for each argument that names a file of the caller which the program does not see, or one to be made in a directory of the caller's.
+
+    `exists` asks the host.
+    """
     visible = [grant.target.rstrip("/") for grant in grants]
     found = []
     for argument in arguments:
         for word in filter(None, (argument, argument.partition("=")[2])):
             path = os.path.normpath(os.path.join(cwd, word))  # noqa: PTH118 (pathlib costs milliseconds)
             seen = any(path == place or path.startswith(place + "/") for place in visible)
-            if len(path) > 1 and "\0" not in path and path != cwd and not seen and exists(path):
+            if len(path) < 2 or "\0" in path or path == cwd or seen:
+                continue
+            above = word.rpartition("/")[0]
+            if exists(path):
                 found.append(f"{word} is not visible; allow it with --fs {word}:ro")
+            elif above and _may_be_made(os.path.dirname(path), cwd) and exists(os.path.dirname(path)):  # noqa: PTH120
+                found.append(f"{above} is not visible; allow it with --fs {above}")
     return found[:MOST]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import import_module
-
 from roost.errors import Invalid, NotFound, RoostError, Unavailable
+from roost.light import Iterator, import_module
 from roost.runtimes.base import Found, Runtime
 
 GROUP = "roost.runtimes"

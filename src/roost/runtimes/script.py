@@ -10,11 +10,10 @@ The rules are the kernel's (execve(2)): `#!`, the path of the interpreter, at mo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from roost.errors import Unavailable
 from roost.host import packages
+from roost.light import Any, Iterator, Mapping, NamedTuple, Sequence
 from roost.runtimes import host_programs, program_file
 from roost.runtimes.base import Command, Ending, Found, Mount, Need, Progress, Request, silent
 
@@ -79,7 +78,7 @@ class Script:
 
     def command(self, found: Found, request: Request, prepared: Interpreter) -> Command:
         """The interpreter with the script and its arguments."""
-        inside, own = program_file.shown(request)
+        inside, own = program_file.shown(request, system=True)
         return Command(argv=(*prepared.words, inside, *request.arguments), mounts=(*own, *prepared.mounts), system=True)
 
     def classify(self, found: Found, ending: Ending, errors: bytes) -> Ending:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, Unpack, cast
@@ -15,6 +16,9 @@ from roost.errors import CommandFailed, OutcomeUnknown, RoostError
 from roost.host import workers
 from roost.runtimes import execution, policy
 from roost.runtimes.base import Ending, Request, Result
+
+_FLOOR = 500
+"""Descriptors of a fresh interpreter from here on are ours."""
 
 
 class PolicyFields(TypedDict, total=False):
@@ -113,24 +117,14 @@ def run(
 
 
 def _run(request: Request, stdin: int, capture: bool) -> Result:
-    """In this process if it has one thread; else in a forked one, because a sandbox can not be made beside threads that may hold locks."""
+    """In this process if it has one thread; else in another one, because a sandbox can not be made beside threads that may hold locks."""
     if len(os.listdir("/proc/self/task")) == 1:
         return execution.run(request, stdin=stdin, capture=capture)
     ours, theirs = os.pipe()
-
-    def child() -> int:
-        answer: Result | RoostError
-        try:
-            answer = execution.run(request, stdin=stdin, capture=capture)
-        except RoostError as error:
-            answer = error
-        with open(theirs, "wb") as pipe:
-            pickle.dump(answer, pipe)
-        return 0
-
     with open(ours, "rb") as pipe:
         try:
-            worker = workers.fork_worker(child)
+            begin = _spawned if _has_run_wasi() else _forked
+            worker = begin(request, stdin, theirs, capture)
         finally:
             os.close(theirs)
         try:
@@ -143,6 +137,49 @@ def _run(request: Request, stdin: int, capture: bool) -> Result:
     if isinstance(answer, RoostError):
         raise answer
     return cast(Result, answer)
+
+
+def _has_run_wasi() -> bool:
+    program = sys.modules.get("roost.runtimes.wasm_program")  # not imported for this alone
+    return program is not None and bool(program.has_run_wasi())
+
+
+def _forked(request: Request, stdin: int, pipe: int, capture: bool) -> workers.Worker:
+    def child() -> int:
+        _answer(request, stdin, pipe, capture)
+        return 0
+
+    return workers.fork_worker(child)
+
+
+def _spawned(request: Request, stdin: int, pipe: int, capture: bool) -> workers.Worker:
+    """A fresh interpreter: what wasmtime has begun in this process for WASI does not work in a fork of it."""
+    asked = os.memfd_create("request", os.MFD_CLOEXEC)
+    try:
+        os.write(asked, pickle.dumps((request, capture)))
+        os.lseek(asked, 0, os.SEEK_SET)
+        code = f"from roost.runtimes.sdk import serve; serve({_FLOOR}, {_FLOOR + 1})"
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return workers.spawn_worker([sys.executable, "-c", code], environ, {0: stdin, _FLOOR: asked, _FLOOR + 1: pipe})
+    finally:
+        os.close(asked)
+
+
+def serve(asked: int, pipe: int) -> None:
+    """In the fresh interpreter: run what the descriptor `asked` holds, and write the result to `pipe`."""
+    with open(asked, "rb") as file:
+        request, capture = pickle.load(file)
+    _answer(request, 0, pipe, capture)
+
+
+def _answer(request: Request, stdin: int, pipe: int, capture: bool) -> None:
+    answer: Result | RoostError
+    try:
+        answer = execution.run(request, stdin=stdin, capture=capture)
+    except RoostError as error:
+        answer = error
+    with open(pipe, "wb") as file:
+        pickle.dump(answer, file)
 
 
 @contextmanager

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
-from typing import Any
 
 from roost.errors import NotFound, NotStarted, Unavailable
 from roost.host import sandbox
 from roost.host.box import Box
 from roost.host.sandbox import Boxed
+from roost.light import Any, Callable, ExitStack
 from roost.runtimes import plan, usage
 from roost.runtimes.base import Command, Ending, Policy, Request
 from roost.runtimes.loop import READ, Loop, Ready
@@ -43,7 +41,7 @@ class Session:
         self._command = command
         self._loop = Loop()
         self._refusals = Refusals()
-        self._closing = contextlib.ExitStack()
+        self._closing = ExitStack()
         self._pinned = _pin(request.policy)
         self._fds = [self._usable(descriptor) for descriptor in fds]
         self._capture = capture

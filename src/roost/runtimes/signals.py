@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import _thread
 import os
-import signal
 import struct
-from typing import NamedTuple
 
 from roost.host import kernel
+from roost.light import NamedTuple, signal
 
 _FORWARDED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT,

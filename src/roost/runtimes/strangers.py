@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 
 from roost.errors import Forbidden
+from roost.light import Iterable
 from roost.runtimes import registry
 from roost.runtimes.base import Found, Request
 
@@ -33,6 +33,7 @@ _SYSTEM = (
     "/etc/ssl",
     "/etc/fonts",
     "/etc/mono",
+    "/var/cache/fontconfig",
 )
 """What everybody on a host may read anyway, and programs need."""
 

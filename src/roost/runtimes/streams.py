@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import select
 import stat
-from collections.abc import Callable
 
+from roost.light import Callable
 from roost.runtimes.loop import READ, WRITE, Loop
 
 _FILE_CHUNK = 1 << 16

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 from roost.host.sandbox import Boxed
+from roost.light import Callable, NamedTuple, signal, suppress
 from roost.runtimes import usage
 from roost.runtimes.loop import READ, Loop
 from roost.runtimes.signals import Signals, stop_ourselves
@@ -25,6 +22,8 @@ _OFTEN, _SELDOM = 0.01, 0.1
 """Seconds between two looks at the memory, at least and at most."""
 _LEAST = 0.05
 """Seconds between two looks at the CPU time, at least."""
+_FEW_SOCKETS = 2
+"""Sockets that can not hold enough to matter."""
 _MESSAGE = 256
 _KEYS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH)
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -68,6 +67,7 @@ class Supervisor:
         self._interrupt = float("-inf")
         self._end: End | None = None
         self._peak = 0
+        self._buffers = 0
         self._cpu = 0.0
         self._stopped = False
         self._closed = False
@@ -93,7 +93,7 @@ class Supervisor:
         self._kill()
         for stream in self._streams:
             stream.close()
-        with contextlib.suppress(ChildProcessError):  # who ignores SIGCHLD has no children to wait for
+        with suppress(ChildProcessError):  # who ignores SIGCHLD has no children to wait for
             used = os.wait4(self._boxed.pid, 0)[2]
             self._cpu = max(self._cpu, used.ru_utime + used.ru_stime)
             self._peak = max(self._peak, used.ru_maxrss << 10)
@@ -133,14 +133,18 @@ class Supervisor:
             return
         except OSError:
             text, ancillary = b"", []
-        words = text.decode("ascii", "replace").split()
-        match words:
+        self._heed(text, ancillary)
+
+    def _heed(self, text: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
+        match text.decode("ascii", "replace").split():
             case ["ended", "exit", code]:
                 self._finish(End(code=int(code)))
             case ["ended", "signal", number]:
                 self._finish(End(signal=int(number)))
             case ["connected" | "refused", port, *_]:
                 self.answered(int(port), _descriptor(ancillary))
+            case ["sockets", size]:
+                self._buffers = int(size)
             case ["failed", *_]:
                 self._finish(End(failure=text.decode("utf-8", "replace").partition(" ")[2]))
             case []:
@@ -231,12 +235,20 @@ class Supervisor:
         limit = self._bounds.memory
         if limit is None or not self._linked:
             return
-        used = usage.memory(usage.processes(self._boxed.pid)[1:], limit)
+        self._ask_for_buffers(limit)
+        used = self._buffers + usage.memory(usage.processes(self._boxed.pid)[1:], limit - self._buffers)
         self._peak = max(self._peak, used)
         if used > limit:
             self.reach("memory")
         else:
             self._loop.at(time.monotonic() + min(max(_OFTEN, (limit - used) / _RATE), _SELDOM), self._look_at_memory)
+
+    def _ask_for_buffers(self, limit: int) -> None:
+        """What waits in sockets counts as well, from the next look on. Only init can tell, and only of a network that is the program's own."""
+        if "network namespace" in self._boxed.layers and usage.sockets(self._boxed.pid) > _FEW_SOCKETS:
+            self._send(f"sockets {limit}")
+        else:
+            self._buffers = 0
 
     def _look_at_cpu(self) -> None:
         limit = self._bounds.cpu_time

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_TABLES = b"VmPTE:"
 _DEEPEST = 1 << 16
 """Processes that are looked at: more than any limit on them lets there be."""
 
@@ -43,7 +44,8 @@ def memory(pids: list[int], limit: int) -> int:
 
 
 def _mapped(pid: int) -> int:
-    return _kilobytes(_read(f"/proc/{pid}/status"), (b"RssAnon:", b"RssShmem:"))
+    """Page tables too: reading one byte in every 2 MiB of nothing costs a page of them each, and no other memory."""
+    return _kilobytes(_read(f"/proc/{pid}/status"), (b"RssAnon:", b"RssShmem:", _TABLES))
 
 
 def _share(pid: int) -> tuple[int, int]:
@@ -52,7 +54,8 @@ def _share(pid: int) -> tuple[int, int]:
     rollup = _read(f"/proc/{pid}/smaps_rollup")
     if not rollup:
         return _mapped(pid), 0
-    return _kilobytes(rollup, (b"Pss_Anon:",)), _kilobytes(rollup, (b"Pss_Shmem:",))
+    tables = _kilobytes(_read(f"/proc/{pid}/status"), (_TABLES,))
+    return tables + _kilobytes(rollup, (b"Pss_Anon:",)), _kilobytes(rollup, (b"Pss_Shmem:",))
 
 
 def _held(pids: list[int]) -> int:
@@ -75,6 +78,12 @@ def _measure(path: str, found: dict[int, int]) -> None:
             found[status.st_ino] = status.st_blocks * 512
     except OSError:  # just closed
         return
+
+
+def sockets(pid: int) -> int:
+    """How many sockets there are in the network namespace of a process."""
+    words = _read(f"/proc/{pid}/net/sockstat").split(maxsplit=3)  # "sockets: used N"
+    return int(words[2]) if len(words) > 2 else 0
 
 
 def _kilobytes(text: bytes, names: tuple[bytes, ...]) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
-from roost.errors import RoostError
-from roost.runtimes import wasm_kept
+from roost.errors import Invalid, RoostError, Unavailable
+from roost.light import Any, Mapping, NamedTuple
+from roost.runtimes import wasm_call, wasm_kept
 from roost.runtimes.base import (
     FAILED,
     LIMIT,
@@ -16,33 +14,30 @@ from roost.runtimes.base import (
     Command,
     Ending,
     Found,
-    MiB,
     Mount,
     Need,
     Progress,
     Request,
     silent,
 )
-from roost.runtimes.libwasmtime import FIX, find
+from roost.runtimes.libwasmtime import FIX, VERSIONS, find
 from roost.runtimes.plan import ENVIRONMENT
-from roost.runtimes.wasm_compile import artefact_of_file
-from roost.runtimes.wasm_engine import Options, Stop, set_trap_handlers, trap_handlers
+from roost.runtimes.wasm_call import Call, Report
+from roost.runtimes.wasm_compile import Artefact, artefact_of_file
+from roost.runtimes.wasm_engine import Options, Stop
 from roost.runtimes.wasm_program import Command as Program
 from roost.runtimes.wasm_program import Component
-from roost.runtimes.wasm_wasi import NOTHING, Guest, Preopen, preopens, root
+from roost.runtimes.wasm_wasi import Guest, Preopen, preopens, root
 from roost.runtimes.wasm_words import functions, is_text
 
-_OURS = 128 * MiB
-"""Bytes that the sandbox holds beside the guest's memory: our interpreter and the library."""
 _KINDS = ("wasm", "component", "wat")
 _SCRIPTS = ("script", "pyz")
-_LAYERS = ("wasi",)
 
 
 class Prepared(NamedTuple):
     """Code that is mapped and linked, the run of it, its arguments, and what the sandbox must show for it."""
 
-    program: Program | Component
+    program: Program | Component | Artefact
     request: Request
     words: tuple[bytes, ...]
     mounts: tuple[Mount, ...]
@@ -54,7 +49,7 @@ class WasmRuntime:
     name = "wasm"
 
     def __init__(self) -> None:
-        self._report = _Report()
+        self._report = Report()
 
     def probe(self) -> Mapping[str, Any]:
         """Where Wasmtime's library is, and its version."""
@@ -79,8 +74,8 @@ class WasmRuntime:
         """The wheel, which comes with Roost; for scripts an interpreter too."""
         try:
             find()
-        except RoostError as error:
-            return (Need(error.why, FIX),)
+        except RoostError:
+            return (Need(f"the Python package wasmtime {VERSIONS[0]}", FIX),)
         if found.kind in _SCRIPTS:
             from roost.runtimes import cpython_wasm
 
@@ -88,14 +83,18 @@ class WasmRuntime:
         return ()
 
     def prepare(self, found: Found, request: Request, progress: Progress = silent) -> Prepared:
-        """Compile it, or map its compiled code, and link it. Raises Invalid, Unavailable."""
+        """Compile it, or map its compiled code, and link it. Raises Unavailable."""
         mounts: tuple[Mount, ...] = ()
         if found.kind in _SCRIPTS:
             from roost.runtimes import cpython_wasm
 
             request, mounts = cpython_wasm.translate(request)
         words = tuple(os.fsencode(word) for word in (request.name or request.file, *request.arguments))
-        return Prepared(_program(request, words, progress), request, words, mounts)
+        try:
+            program = _program(found, request, words, progress)
+        except Invalid as error:  # its file is wrong, not how it was called
+            raise Unavailable(error.what, error.why, error.fix) from error
+        return Prepared(program, request, words, mounts)
 
     def command(self, found: Found, request: Request, prepared: Prepared) -> Command:
         """A call in the sandbox."""
@@ -112,20 +111,9 @@ class WasmRuntime:
             memory=policy.memory,
             fuel=policy.fuel,
         )
-        actions = trap_handlers()
-
-        def run() -> int:
-            set_trap_handlers(actions)
-            try:
-                stop = program.run(guest)
-            except RoostError as error:
-                stop = Stop("error", f"{error.what}: {error.why}")
-            self._report.write(stop)
-            return _code(stop)
-
-        layers = (*_LAYERS, *(("fuel",) if policy.fuel is not None else ()))
-        memory = policy.memory and policy.memory + _OURS
-        return Command(call=run, mounts=mounts, files={f"{NOTHING}/.keep": b""}, layers=layers, memory=memory)
+        call = Call(program, guest, self._report)
+        made = wasm_call.command(call, policy)
+        return made._replace(mounts=mounts, handover=call if isinstance(program, Artefact) else None)
 
     def classify(self, found: Found, ending: Ending, errors: bytes) -> Ending:
         """What the guest's own process reported, where it came to that."""
@@ -141,36 +129,16 @@ class WasmRuntime:
         return ending
 
 
-class _Report:
-    """One page that the sandboxed process shares with us. What stands there was written beside a hostile guest: bounded, and never trusted."""
-
-    def __init__(self) -> None:
-        self._page = mmap.mmap(-1, mmap.PAGESIZE)
-
-    def write(self, stop: Stop) -> None:
-        words = "\0".join((stop.kind, str(stop.code), stop.limit, stop.message)).encode("utf-8", "replace")
-        words = words[: mmap.PAGESIZE - 2]
-        self._page[2 : 2 + len(words)] = words
-        self._page[:2] = len(words).to_bytes(2, "big")
-
-    def read(self) -> Stop | None:
-        size = int.from_bytes(self._page[:2], "big")
-        words = self._page[2 : 2 + size].decode("utf-8", "ignore").split("\0")
-        if (
-            len(words) != 4
-            or words[0] not in ("exit", "trap", "limit", "error")
-            or words[2] not in ("", "memory", "fuel", "wall")
-        ):
-            return None
-        return Stop(words[0], "".join(filter(str.isprintable, words[3])), 0, words[2])
-
-
-def _program(request: Request, words: tuple[bytes, ...], progress: Progress) -> Program | Component:
+def _program(
+    found: Found, request: Request, words: tuple[bytes, ...], progress: Progress
+) -> Program | Component | Artefact:
     plain = all(map(is_text, words))
     kept = wasm_kept.find(request.file) if plain and request.policy.fuel is None else None
     if kept is not None:
         return kept
     artefact = artefact_of_file(request.file, Options(fuel=request.policy.fuel is not None), progress)
+    if plain and found.details.get("start") and wasm_call.suits(artefact, request.policy):
+        return artefact
     if artefact.component:
         return Component(artefact)
     return Program(artefact) if plain else Program(artefact, lambda module: module.define_wasi(functions(words)))
@@ -183,10 +151,6 @@ def _directory(opened: tuple[Preopen, ...], cwd: str) -> dict[str, str]:
         for preopen in opened
     )
     return {"PWD": cwd} if cwd and covered else {}
-
-
-def _code(stop: Stop) -> int:
-    return {"exit": stop.code & 0xFF, "trap": TRAPPED, "limit": LIMIT}.get(stop.kind, FAILED)
 
 
 def _limit_message(stop: Stop) -> str:

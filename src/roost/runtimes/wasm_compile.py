@@ -12,9 +12,9 @@ import sys
 import time
 import zlib
 from ctypes import byref, c_char, c_void_p
-from typing import NamedTuple
 
 from roost.errors import Invalid, RoostError, Unavailable
+from roost.light import NamedTuple
 from roost.runtimes.base import GiB, MiB, Progress, silent
 from roost.runtimes.cache import Cache
 from roost.runtimes.libwasmtime import ByteVector, find, library, take_bytes
@@ -140,12 +140,19 @@ def _key(digest: str, options: Options) -> str:
     return f"{digest[:48]}-{library_is.st_size:x}-{library_is.st_mtime_ns:x}-{_processor()}-{flags}"
 
 
+_processor_name = ""
+
+
 def _processor() -> str:
     """A short name for the instruction set: the machine, and a checksum of its features."""
+    global _processor_name
+    if _processor_name:
+        return _processor_name
     with open("/proc/cpuinfo", "rb") as file:
         start = file.read(4096)
     features = [line for line in start.splitlines() if line.startswith((b"flags", b"Features", b"isa"))]
-    return f"{os.uname().machine}-{zlib.crc32(b''.join(features[:1])):x}"
+    _processor_name = f"{os.uname().machine}-{zlib.crc32(b''.join(features[:1])):x}"
+    return _processor_name
 
 
 def _find(digest: str, options: Options) -> Artefact | None:

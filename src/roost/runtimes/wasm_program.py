@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from ctypes import byref, c_bool, c_uint8, c_uint64, c_void_p, string_at
-from typing import Any
 
 from roost.errors import Invalid, RoostError
+from roost.light import Any, Callable, Mapping
 from roost.runtimes.base import MiB
 from roost.runtimes.libwasmtime import (
     I32,
@@ -19,14 +18,41 @@ from roost.runtimes.libwasmtime import (
     library,
 )
 from roost.runtimes.wasm_compile import Artefact
-from roost.runtimes.wasm_engine import Stop, engine, message_of_error, stop_of_error, stop_of_trap
+from roost.runtimes.wasm_engine import Options, Stop, engine, message_of_error, stop_of_error, stop_of_trap
 from roost.runtimes.wasm_wasi import Guest, config
+
+SMALL = 1 * MiB
+"""Bytes of code that is copied sooner than mapped."""
 
 _UNLIMITED = -1
 _TABLES = 16  # bytes of an element of a table: as much of them as of memory
 _WORLDS = tuple(f"wasi:cli/run@0.2.{minor}" for minor in range(16))
 _PREVIEW_1 = b"wasi_snapshot_preview1"
 _START = b"_start"
+
+
+_linkers: dict[Options, int] = {}
+
+
+def make_linker(options: Options) -> None:
+    """Make the linker of the next module with these options."""
+    _linkers[options] = _linker(options)
+
+
+def _linker(options: Options) -> int:
+    lib = library()
+    made: int = lib.wasmtime_linker_new(engine(options))
+    lib.wasmtime_linker_allow_shadowing(made, True)
+    _check(lib.wasmtime_linker_define_wasi(made))
+    return made
+
+
+_wasi_guests = 0
+
+
+def has_run_wasi() -> bool:
+    """Whether a guest with WASI has been in this process: then wasmtime has threads and descriptors here that no fork can use."""
+    return _wasi_guests > 0
 
 
 class Store:
@@ -47,6 +73,8 @@ class Store:
 
     def give_wasi(self) -> None:
         """Let it have what its guest is given."""
+        global _wasi_guests
+        _wasi_guests += 1
         error = library().wasmtime_context_set_wasi(self.context, config(self._guest))
         if error:
             raise Invalid("the program can not be given its files and streams", message_of_error(error))
@@ -60,14 +88,11 @@ class Module:
     """A core module, linked with WASI preview 1 and what `define` brings; `link` comes after that. For any number of threads."""
 
     def __init__(self, artefact: Artefact) -> None:
-        lib = library()
         self.artefact = artefact
         self._pointer = _mapped(artefact)
-        self._linker: int = lib.wasmtime_linker_new(engine(artefact.options))
+        self._linker = _linkers.pop(artefact.options, 0) or _linker(artefact.options)
         self._pre = c_void_p()
         self._callbacks: list[Any] = []
-        lib.wasmtime_linker_allow_shadowing(self._linker, True)
-        _check(lib.wasmtime_linker_define_wasi(self._linker))
 
     def close(self) -> None:
         """Give everything back; no instance of it may be in use."""
@@ -270,10 +295,17 @@ def _explain(stop: Stop, store: Store, instance: Any, guest: Guest) -> Stop:
 
 
 def _mapped(artefact: Artefact) -> int:
-    """The code, mapped from its descriptor, which is closed."""
+    """The code, mapped or copied from its descriptor, which is closed."""
     pointer = c_void_p()
     what = "component" if artefact.component else "module"
     try:
+        if artefact.size <= SMALL:  # also where the descriptor may not be opened once more
+            code = os.pread(artefact.descriptor, artefact.size, 0)
+            error = getattr(library(), f"wasmtime_{what}_deserialize")(
+                engine(artefact.options), code, len(code), byref(pointer)
+            )
+            _check(error)
+            return pointer.value or 0
         path = f"/proc/self/fd/{artefact.descriptor}".encode()
         error = getattr(library(), f"wasmtime_{what}_deserialize_file")(engine(artefact.options), path, byref(pointer))
     finally:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
 from ctypes import byref, c_char_p, string_at
-from typing import NamedTuple
 
 from roost.errors import Invalid
+from roost.light import Iterable, Mapping, NamedTuple, Sequence
 from roost.runtimes.base import Grant
 from roost.runtimes.libwasmtime import ByteVector, Writer, library
 
@@ -75,7 +74,7 @@ def root() -> tuple[int, int]:
 def preopens(grants: Iterable[Grant], cwd: str) -> tuple[Preopen, ...]:
     """The directories for a policy: each by its absolute name, and by the name that leads there from `cwd`.
 
-    A file that is granted is in its directory, of which the sandbox holds nothing else.
+    A file that is granted is in its directory, of which the sandbox holds nothing else; so are the directories above.
     """
     found: dict[str, Preopen] = {}
     for grant in grants:
@@ -87,10 +86,21 @@ def preopens(grants: Iterable[Grant], cwd: str) -> tuple[Preopen, ...]:
             if before is None or grant.writable or before.outside == "":
                 outside = source and os.path.join(source, below) if below else source
                 found[name] = Preopen(name, os.path.join(target, below) if below else target, outside, grant.writable)
+    for directory in _above([name for name in found if name.startswith("/")]):
+        for name, below in _names(directory, cwd):
+            found.setdefault(name, Preopen(name, os.path.join(directory, below) if below else directory, "", False))
     found.setdefault("/tmp", Preopen("/tmp", "/tmp", "", True))  # its own, private one
     found.setdefault("/", Preopen("/", NOTHING, "", False))
     # The C library of WASI takes both "." and "/" for the empty name, and of equals the last one; Go takes the first for its directory.
     return tuple(sorted(found.values(), key=lambda each: (each.name == ".", each.name)))
+
+
+def _above(targets: Sequence[str]) -> list[str]:
+    """The directories that lead to these, and hold nothing else in the sandbox: programs look for their files from the root on."""
+    own = tuple(f"{target.rstrip('/')}/" for target in (*targets, "/tmp"))
+    parts = [target.split("/") for target in targets]
+    found = {"/".join(words[:count]) for words in parts for count in range(2, len(words))}
+    return sorted(directory for directory in found if not f"{directory}/".startswith(own))
 
 
 def _names(target: str, cwd: str) -> list[tuple[str, str]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from roost.errors import RoostError
+from roost.light import Any, Callable
 from roost.runtimes.libwasmtime import I32
 from roost.runtimes.wasm_memory import Memory
 

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from roost.errors import Unavailable
 from roost.host import packages
+from roost.light import Any, Mapping
 from roost.runtimes import display, program_file, wine_prefix
 from roost.runtimes.base import Command, Ending, Found, MiB, Mount, Need, Progress, Request, silent
 from roost.runtimes.display import Display

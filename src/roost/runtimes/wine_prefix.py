@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from roost.errors import Unavailable
+from roost.light import NamedTuple
 from roost.runtimes.base import Command, GiB, MiB, Mount, Policy, Progress
 from roost.runtimes.cache import Cache
 from roost.runtimes.forwarder import forwarder

@@ -9,19 +9,17 @@ itself gets an "odd" before anything ran. The parent keeps the connection: it ha
 
 from __future__ import annotations
 
-import contextlib
+import _socket
 import fcntl
 import gc
 import os
 import resource
-import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 from roost.errors import RoostError
-from roost.host import workers
+from roost.host import sandbox, workers
+from roost.light import Callable, Iterable, NamedTuple, import_module, suppress
 from roost.runtimes.loop import READ, Loop
 from roost.runtimes.zygote_client import FORWARDED, LONGEST, peer, place
 
@@ -29,6 +27,9 @@ IDLE = 60.0
 """Seconds without a run after which it ends itself."""
 MOST = 64
 """Runs at once; who comes then runs the program itself."""
+_GARBAGE = 100_000  # objects until the collector looks for rings of them: no short run is to wait for it
+_PAUSE = 0.02
+"""Seconds that a run has the processors for itself, if it takes so long, before the next standby is made."""
 _PATIENCE = 1.0  # seconds a caller has to say what it wants
 _OTHER_BUILD = 3  # exit code of a standby that finds the installation changed
 _ALIKE = frozenset({
@@ -46,10 +47,12 @@ class Accepted(NamedTuple):
 
 class Work(NamedTuple):
     """What the zygote is for. `accept` makes a run of the words after `roost run`, or None of what is not for it, and runs nothing yet; `keep`
-    is told in the parent which file was run, so that later runs find ready what can be kept of it. Neither may start a thread."""
+    is told in the parent which file was run, so that later runs find ready what can be kept of it; `stand_by` does in the standby what can be
+    done before it is known what will run. None of them may start a thread."""
 
     accept: Callable[[list[str]], Accepted | None]
     keep: Callable[[str], None]
+    stand_by: Callable[[], None]
 
 
 def serve(work: Work, idle: float = IDLE) -> None:
@@ -71,7 +74,7 @@ def serve(work: Work, idle: float = IDLE) -> None:
 
 def start(command: tuple[str, ...]) -> None:
     """Start one in the background unless one serves, by a command that comes to `serve`; of this process only its environment goes along."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         _likeness("self")
         os.close(_lock())
         kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
@@ -97,7 +100,7 @@ _KEPT_PREFIXES = ("PYTHON", "XDG_", "LC_", "ROOST_")
 
 
 class _Run:
-    def __init__(self, worker: workers.Worker, connection: socket.socket) -> None:
+    def __init__(self, worker: workers.Worker, connection: _socket.socket) -> None:
         self.worker = worker
         self.connection = connection
 
@@ -109,26 +112,29 @@ class _Zygote:
         self._loop = Loop()
         self._runs: set[_Run] = set()
         self._stop = False
+        self._file = ""
         self._build = _installation()
         self._standby: workers.Worker | None = None
-        self._word = self._theirs = self._listener = socket.socket()
+        self._word = self._theirs = self._listener = _socket.socket()
 
     def run(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        import_module("socket")  # for `_stand_by`
+        with suppress(FileNotFoundError):
             os.unlink(path)  # a dead one's: the lock is ours
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _check_private(directory)
             self._listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
             self._listener.listen(MOST)
             gc.freeze()
+            gc.set_threshold(_GARBAGE)
             self._replace_standby()
             self._rest()
             while not self._stop or self._runs:
                 self._loop.turn()
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(path)
             if self._standby is not None:
                 self._standby.signal(9)
@@ -156,16 +162,22 @@ class _Zygote:
         if standby is None or not descriptors:
             self._loop.forget(self._word.fileno())
             return
-        run = _Run(standby, socket.socket(fileno=descriptors[0]))
+        run = _Run(standby, _socket.socket(fileno=descriptors[0]))
         self._forget_standby()
         self._runs.add(run)
         self._loop.watch(run.connection.fileno(), READ, lambda _: self._caller_speaks(run))
         self._loop.watch(run.worker.pidfd, READ, lambda _: self._run_ended(run))
-        self._keep(os.fsdecode(path))
-        self._replace_standby()
+        self._file = os.fsdecode(path)
+        self._loop.at(time.monotonic() + _PAUSE, self._refresh)
+
+    def _refresh(self) -> None:
+        """Get ready for the next run."""
+        if self._standby is None:
+            self._keep(self._file)
+            self._replace_standby()
 
     def _keep(self, path: str) -> None:
-        with contextlib.suppress(RoostError, OSError):
+        with suppress(RoostError, OSError):
             self._work.keep(path)
         gc.freeze()  # what is there stays: a child's collector must not touch, and so copy, all of its memory
         if len(os.listdir("/proc/self/task")) > 1:
@@ -209,32 +221,38 @@ class _Zygote:
         run.connection.close()
         self._runs.discard(run)
         self._rest()
-        self._replace_standby()
+        self._refresh()
 
     def _stand_by(self) -> int:
         """The standby's life: wait for a caller that can be served, and serve it."""
+        import socket  # not for `start`: it costs milliseconds
+
         self._word.close()
+        self._listener = listener = socket.socket(fileno=self._listener.detach())
         ourselves = _likeness("self")
+        os.setsid()
+        self._work.stand_by()
         while True:
-            connection = self._listener.accept()[0]
-            if _installation(self._build) != self._build:
+            connection = listener.accept()[0]
+            if _seen(self._build) != self._build:
                 return _OTHER_BUILD
             try:
                 run = self._take(connection, ourselves)
-            except (OSError, ValueError, IndexError):
+            except (OSError, ValueError, IndexError, RoostError):
                 run = None
             if run is None:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     connection.send(b"odd")
                 return 0  # half of it may be like the caller already
             return self._serve(connection, run)
 
-    def _take(self, connection: socket.socket, ourselves: tuple[str, ...]) -> Accepted | None:
+    def _take(self, connection: _socket.socket, ourselves: tuple[str, ...]) -> Accepted | None:
         """Become like the caller and look at what it wants; None when that is not for us."""
         pid, uid = peer(connection)
         if uid != os.getuid() or _likeness(str(pid)) != ourselves:
             return None
         connection.settimeout(_PATIENCE)
+        connection.send(b"ready")
         message, descriptors = _receive(connection)
         count, *words = message.split(b"\0")
         arguments, variables = words[: int(count)], words[int(count) :]
@@ -243,35 +261,35 @@ class _Zygote:
             os.dup2(descriptors[number], number)
         for number in descriptors:
             os.close(number)
-        _adopt(pid)
+        if _adopt(pid):
+            sandbox.discard()  # what was made ahead has our limits, and not the caller's
         os.environb.clear()
         for variable in variables:
             name, _, value = variable.partition(b"=")
             os.environb[name] = value
-        os.setsid()
         return self._work.accept([os.fsdecode(word) for word in arguments])
 
-    def _serve(self, connection: socket.socket, accepted: Accepted) -> int:
+    def _serve(self, connection: _socket.socket, accepted: Accepted) -> int:
         descriptor = connection.fileno().to_bytes(4, sys.byteorder)
-        self._theirs.sendmsg([os.fsencode(accepted.file)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
+        self._theirs.sendmsg([os.fsencode(accepted.file)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor)])
         self._listener.close()
         self._theirs.close()
         connection.settimeout(_PATIENCE)
         connection.send(b"begun")  # raises when the caller no longer waits: then nothing may run
         code = accepted.run()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             connection.send(b"exit %d" % code)
         return 0
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+def _pair() -> tuple[_socket.socket, _socket.socket]:
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+def _receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     """One message and the descriptors that came with it; those close at exec."""
-    data, extra, _, _ = connection.recvmsg(LONGEST, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
-    numbers = b"".join(content for _, kind, content in extra if kind == socket.SCM_RIGHTS)
+    data, extra, _, _ = connection.recvmsg(LONGEST, _socket.CMSG_SPACE(16), _socket.MSG_CMSG_CLOEXEC)
+    numbers = b"".join(content for _, kind, content in extra if kind == _socket.SCM_RIGHTS)
     return data, [int.from_bytes(numbers[at : at + 4], sys.byteorder) for at in range(0, len(numbers) // 4 * 4, 4)]
 
 
@@ -293,36 +311,55 @@ def _likeness(pid: str) -> tuple[str, ...]:
     return (*status, groups, *spaces, os.readlink(f"/proc/{pid}/root"))
 
 
-def _adopt(pid: int) -> None:
-    """Take on what a child of that process would inherit. Raises OSError where we may not."""
+def _adopt(pid: int) -> bool:
+    """Take on what a child of that process would inherit; whether that changed what ours do. Raises OSError where we may not."""
     with open(f"/proc/{pid}/status") as file:
         umask = next(line for line in file if line.startswith("Umask:"))
     os.umask(int(umask.split()[1], 8))
-    for number in range(16):  # RLIM_NLIMITS of include/uapi/asm-generic/resource.h
-        wanted = resource.prlimit(pid, number)
-        if wanted != resource.getrlimit(number):
-            resource.setrlimit(number, wanted)
+    if os.sched_getscheduler(pid) != os.sched_getscheduler(0):
+        raise PermissionError("another scheduler")
+    changed = _adopt_limits(pid)
     nice = os.getpriority(os.PRIO_PROCESS, pid)
     if nice != os.getpriority(os.PRIO_PROCESS, 0):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
-    if os.sched_getscheduler(pid) != os.sched_getscheduler(0):
-        raise PermissionError("another scheduler")
-    os.sched_setaffinity(0, os.sched_getaffinity(pid))
+        changed = True
+    affinity = os.sched_getaffinity(pid)
+    if affinity != os.sched_getaffinity(0):
+        os.sched_setaffinity(0, affinity)
+        changed = True
     with open(f"/proc/{pid}/oom_score_adj") as file, open("/proc/self/oom_score_adj", "r+") as own:
         score = file.read()
         if own.read() != score:
             own.write(score)
+            changed = True
+    return changed
 
 
-def _installation(known: dict[str, tuple[int, int, int]] | None = None) -> dict[str, tuple[int, int, int]]:
-    """Which files we run from and what they were when first asked; a file that is gone is (0, 0, 0)."""
-    paths = [module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)]
+def _adopt_limits(pid: int) -> bool:
+    changed = False
+    for number in range(16):  # RLIM_NLIMITS of include/uapi/asm-generic/resource.h
+        wanted = resource.prlimit(pid, number)
+        if wanted != resource.getrlimit(number):
+            resource.setrlimit(number, wanted)
+            changed = True
+    return changed
+
+
+def _installation() -> dict[str, tuple[int, int, int]]:
+    """What we run from, without the interpreter and its own library: it has loaded those."""
+    paths = {str(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+    library = f"{os.path.dirname(os.__file__)}/"
+    return _seen(path for path in paths if not path.startswith(library) or "/site-packages/" in path)
+
+
+def _seen(paths: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """What these files are; one that is gone is (0, 0, 0)."""
     found = {}
-    for path in known or paths:
+    for path in paths:
         try:
-            seen = os.stat(str(path))
+            seen = os.stat(path)
         except FileNotFoundError:
-            found[str(path)] = (0, 0, 0)
+            found[path] = (0, 0, 0)
         else:
-            found[str(path)] = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+            found[path] = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
     return found

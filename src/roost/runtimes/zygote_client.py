@@ -1,4 +1,4 @@
-"""The client of the zygote: hands it a WebAssembly run and waits for the exit code, or says that nothing was run.
+"""The client of the zygote: hands it a run and waits for the exit code, or says that nothing was run.
 
 What such a run costs is for the most part the start of this process: nothing is imported here that the interpreter has not loaded anyway,
 but for `_socket` (what `socket` adds to it takes longer than the whole run).
@@ -15,6 +15,7 @@ LONGEST = 128 << 10
 """Bytes of arguments and environment that fit into one message: a socket takes 208 KiB (net.core.wmem_default) with its own bookkeeping."""
 FORWARDED = (1, 2, 3, 10, 12, 15, 18, 20)
 """SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP: what we are sent is sent on to the run."""
+_MODULE = b"\0asm"
 _PATIENCE = 2.0  # seconds until the run has begun; then it takes what it takes
 
 
@@ -31,16 +32,15 @@ def place() -> tuple[str, str]:
 
 
 def wanted(words: list[str]) -> bool:
-    """Whether the zygote should be asked at all: the words name a WebAssembly module, and no terminal is to be read.
+    """Whether the zygote should be asked at all: the words name a file, and no terminal is to be read.
 
-    A program that reads the terminal must be in the caller's session, where Ctrl-Z and `bg` mean it.
+    A program that reads the terminal must be in the caller's session, where Ctrl-Z and `bg` mean it; one that is no WebAssembly module may
+    ask more of a terminal than to be written to.
     """
-    return (
-        os.environ.get("ROOST_ZYGOTE") != "0"
-        and sys.getfilesystemencoding() == "utf-8"
-        and any(_is_module(word) for word in words[:64])
-        and not os.isatty(0)
-    )
+    if os.environ.get("ROOST_ZYGOTE") == "0" or sys.getfilesystemencoding() != "utf-8" or os.isatty(0):
+        return False
+    starts = [start for start in map(_start_of, words[:64]) if start]
+    return _MODULE in starts or (bool(starts) and not os.isatty(1) and not os.isatty(2))
 
 
 def offer(words: list[str]) -> int | None:
@@ -60,19 +60,20 @@ def offer(words: list[str]) -> int | None:
         connection.close()
 
 
-def _is_module(word: str) -> bool:
+def _start_of(word: str) -> bytes:
+    """The first bytes of a file, where the word names one."""
     if word.startswith("-"):
-        return False
+        return b""
     try:
         if not stat.S_ISREG(os.stat(word).st_mode):
-            return False
+            return b""
         file = os.open(word, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
-        return False
+        return b""
     try:
-        return os.read(file, 4) == b"\0asm"
+        return os.read(file, len(_MODULE))
     except OSError:
-        return False
+        return b""
     finally:
         os.close(file)
 
@@ -101,15 +102,18 @@ def peer(connection: _socket.socket) -> tuple[int, int]:
 
 
 def _run(connection: _socket.socket, words: list[str]) -> int | None:
+    signals = _Signals(connection)
     try:
-        _send(connection, words)
         answer = connection.recv(64)
+        if answer == b"ready":  # it has looked at us: only now it gets our descriptors
+            _send(connection, words)
+            answer = connection.recv(64)
     except OSError:
         answer = _given_up(connection)
     if answer != b"begun":
+        signals.give_back()
         return None
     connection.settimeout(None)
-    _forward_signals(connection)
     try:
         answer = connection.recv(64)
     except OSError:
@@ -146,18 +150,30 @@ def _given_up(connection: _socket.socket) -> bytes:
         return b""
 
 
-def _forward_signals(connection: _socket.socket) -> None:
-    """The run gets our signals; one that is ignored here (nohup) stays so."""
-    signals = sys.modules["_signal"]  # loaded by every interpreter; `signal` would add 3 ms to it
+class _Signals:
+    """From now on the run gets our signals, before it can say that it is ready for one; one that is ignored here (nohup) stays so."""
 
-    def forward(number: int, _: object) -> None:
+    def __init__(self, connection: _socket.socket) -> None:
+        self._connection = connection
+        self._module = sys.modules["_signal"]  # loaded by every interpreter; `signal` would add 3 ms to it
+        self._taken: list[int] = []
+        self._before = {number: self._module.getsignal(number) for number in FORWARDED}
+        for number, action in self._before.items():
+            if action != self._module.SIG_IGN:
+                self._module.signal(number, self._forward)
+
+    def give_back(self) -> None:
+        """Nothing was run: they are ours again, also those that came meanwhile."""
+        for number, action in self._before.items():
+            self._module.signal(number, action)
+        for number in self._taken:
+            os.kill(os.getpid(), number)
+
+    def _forward(self, number: int, _: object) -> None:
+        self._taken.append(number)
         try:
-            connection.send(bytes([number]))
+            self._connection.send(bytes([number]))
         except OSError:
             return  # it has just ended
         if number == 20:
             os.kill(os.getpid(), 19)  # SIGSTOP: the shell is to see a stopped job
-
-    for number in FORWARDED:
-        if signals.getsignal(number) != signals.SIG_IGN:
-            signals.signal(number, forward)

@@ -130,6 +130,14 @@ def test_pause_is_for_machines(roost: Roost, make: Make) -> None:
     assert roost("pause", "paused").code == 3
 
 
+def test_delete_all_means_programs_too(roost: Roost, make: Make) -> None:
+    make("one")
+    asked = roost("delete", "--all")
+    assert (asked.code, "program" in asked.err) == (2, True)
+    assert "one is deleted" in roost("delete", "--all", "--yes").out.splitlines()
+    assert (again := roost("delete", "--all", "--yes")).code == 0 and again.out == ""
+
+
 def test_completion_knows_programs(roost: Roost, make: Make) -> None:
     make("completed")
     assert "completed" in roost("__complete", "--", "logs", "").out.split()

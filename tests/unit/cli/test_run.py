@@ -12,7 +12,7 @@ import pytest
 
 from roost.cli import run
 from roost.errors import NotFound, NotStarted, Unavailable
-from roost.runtimes import execution
+from roost.runtimes import execution, wasm_call
 from roost.runtimes.base import Ending, Request, Result
 from tests.unit.cli.conftest import Roost
 
@@ -144,6 +144,17 @@ def test_the_zygote_takes_plain_runs_only(
     assert run._accept(list(words)) is None
 
 
-def test_the_zygote_takes_no_other_kind(tmp_path: Path) -> None:
-    (tmp_path / "x.wasm").write_text("#!/bin/sh\n")
-    assert run._accept([str(tmp_path / "x.wasm")]) is None
+@pytest.mark.parametrize("content", [b"", b"\0\1\2", b"MZ"])
+def test_the_zygote_takes_no_unknown_kind(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert run._accept([str(tmp_path / "x")]) is None
+
+
+@pytest.mark.parametrize(("content", "taken"), [(b"#!/bin/sh\n", False), (wasm_call._NOTHING, True)])
+def test_the_zygote_takes_other_kinds_only_where_there_is_no_terminal(
+    content: bytes, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert run._accept([str(tmp_path / "x")]) is not None
+    monkeypatch.setattr(os, "isatty", lambda descriptor: True)
+    assert (run._accept([str(tmp_path / "x")]) is not None) == taken

@@ -13,14 +13,17 @@ from tests.unit.host.test_seccomp import AF_INET, AF_UNIX, AF_VSOCK, CLONE_NEWNE
 
 NO_FAMILY = 0x00050000 | errno.EAFNOSUPPORT
 NOTIFY = 0x7FC00000
+DENIED = 0x00050000 | errno.EPROTONOSUPPORT
 NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         "clone": 56, "unshare": 272, "socket": 41, "ioctl": 16, "mknodat": 259, "kill": 62, "setpriority": 141, "connect": 42,
         "openat": 257, "execve": 59, "shmget": 29, "ptrace": 101, "mount": 165, "bpf": 321, "fchmod": 91, "personality": 135,
+        "fchmodat": 268,
     },
     "aarch64": {
         "clone": 220, "unshare": 97, "socket": 198, "ioctl": 29, "mknodat": 33, "kill": 129, "setpriority": 140, "connect": 203,
         "openat": 56, "execve": 221, "shmget": 194, "ptrace": 117, "mount": 40, "bpf": 280, "fchmod": 52, "personality": 92,
+        "fchmodat": 53,
     },
 }  # fmt: skip
 
@@ -116,3 +119,44 @@ def test_another_abi_ends_the_process_and_a_young_call_does_not_exist(machine: s
 
 def test_a_machine_without_a_table_gets_no_filter() -> None:
     assert boxed_filter.build("pdp11") == b""
+
+
+@pytest.mark.fault(62)
+@pytest.mark.parametrize(
+    ("name", "words", "answer"),
+    [
+        ("fchmod", (3, 0o755), ALLOW),
+        ("fchmod", (3, 0o4755), DENY),
+        ("fchmodat", (3, 0, 0o2755), DENY),
+        ("mknodat", (3, 0, 0o104755), DENY),
+        ("openat", (3, 0, 0o101, 0o644), ALLOW),
+        ("openat", (3, 0, 0o101, 0o4755), DENY),
+        ("openat", (3, 0, 0o20200001, 0o2755), DENY),
+        ("openat", (3, 0, 0, 0o4755), ALLOW),
+    ],
+    ids=str,
+)
+def test_no_file_gets_a_bit_that_gives_its_owners_rights_to_others(
+    machine: str, name: str, words: tuple[int, ...], answer: int
+) -> None:
+    """Without O_CREAT or O_TMPFILE there is no mode, and what stands in its place means nothing."""
+    assert ask(machine, name, *words) == answer
+
+
+@pytest.mark.parametrize("words", [(3, 0, 0, 0), (3, 0, 0o101, 0o644)])
+def test_an_open_that_makes_nothing_special_is_still_reported_to_who_learns(
+    machine: str, words: tuple[int, ...]
+) -> None:
+    assert ask(machine, "openat", *words, watch="learn") == NOTIFY
+
+
+def test_a_mode_behind_a_pointer_is_not_taken(machine: str) -> None:
+    assert verdict(boxed_filter.build(machine), 437, audit=ARCHITECTURES[machine].audit) == ABSENT
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer"),
+    [(0, ALLOW), (6, ALLOW), (17, ALLOW), (58, ALLOW), (132, DENIED), (33, DENIED), (262, DENIED)],
+)
+def test_protocols_that_make_the_host_load_modules_are_unknown(machine: str, protocol: int, answer: int) -> None:
+    assert ask(machine, "socket", AF_INET, 1, protocol) == answer

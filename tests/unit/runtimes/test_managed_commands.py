@@ -77,13 +77,15 @@ def test_tools_can_not_attach_and_only_the_program_writes_to_its_output() -> Non
     assert "-XX:TieredStopAtLevel=1" not in argv
 
 
+@pytest.mark.fault(93)
 def test_a_jar_sees_what_its_class_path_names_beside_it_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("app.jar", "lib/one.jar", "secret.jar"):
+    for name in ("app.jar", "lib/one.jar", "secret.jar", ".ssh/id_rsa"):
         (tmp_path / "program" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "program" / name).write_bytes(b"")
     (tmp_path / "outer.jar").write_bytes(b"")
     (tmp_path / "program/link.jar").symlink_to(tmp_path / "outer.jar")
     names = ["lib/one.jar", "../outer.jar", "link.jar", "missing.jar", "app.jar", "/etc/passwd", "lib/../../outer.jar"]
+    names.append(".ssh/id_rsa")
     command = java(Found("jar", "", {"class_path": names}), request(tmp_path / "program/app.jar"))
     shown = [mount.target for mount in command.mounts if mount.target.startswith("/app")]
     assert shown == ["/app/app.jar", "/app/lib/one.jar"]
@@ -95,11 +97,18 @@ def test_a_jar_of_the_system_runs_where_it_is() -> None:
     assert not [mount for mount in command.mounts if mount.lent]
 
 
-def test_a_class_of_a_package_brings_its_outermost_package(tmp_path: Path) -> None:
+@pytest.mark.fault(93)
+def test_a_class_of_a_package_brings_the_classes_of_its_outermost_package(tmp_path: Path) -> None:
+    (tmp_path / "org/example").mkdir(parents=True)
     file = tmp_path / "org/example/Main.class"
+    for name in ("org/example/Main.class", "org/Other.class", "org/example/secret.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "org/link").symlink_to("/etc")
+    (tmp_path / "org/Key.class").symlink_to("example/secret.txt")
     command = java(Found("class", "", {"main": "org.example.Main"}), request(file, "x"))
     assert command.argv[-4:] == ("-cp", "/app", "org.example.Main", "x")
-    assert Mount(f"{tmp_path}/org", "/app/org", "read", True) in command.mounts
+    shown = [mount.target for mount in command.mounts if mount.target.startswith("/app")]
+    assert shown == ["/app/org/example/Main.class", "/app/org/Other.class"]
 
 
 def test_a_class_without_a_package_brings_the_classes_beside_it(tmp_path: Path) -> None:

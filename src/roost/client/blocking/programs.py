@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from collections.abc import Iterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -18,7 +20,7 @@ from roost.client.policies import as_document
 from roost.client.progress import failed
 from roost.client.protocol import Request, path
 from roost.client.results import Progress
-from roost.errors import Conflict, Invalid, NotFound, OutcomeUnknown, RoostError
+from roost.errors import Conflict, Forbidden, Invalid, NotFound, OutcomeUnknown, RoostError
 from roost.model.kinds import BY_NAME
 from roost.model.program import RESTING, Program, ProgramExit, ProgramSpec, ProgramStatus
 from roost.runtimes.base import Policy
@@ -257,6 +259,8 @@ def _content(file: Path, report: Report) -> Iterable[bytes]:
 def _read(file: Path, what: str, report: Report) -> Iterable[bytes]:
     if not file.is_file():
         raise NotFound(f"{file} does not exist", "it is no file on this computer", "check the path")
+    if not os.access(file, os.R_OK):
+        raise Forbidden(f"{file} can not be read", "its permissions do not let you", f"ls -lL {shlex.quote(str(file))}")
     size, done = file.stat().st_size, 0
     with open(file, "rb") as source:
         while piece := source.read(PIECE):
