@@ -206,6 +206,13 @@ def test_sees_nothing_of_the_host_but_programs_and_what_was_granted(who: str) ->
     }
 
 
+@pytest.mark.skipif(not Path("/etc/fonts").is_dir(), reason="this host has no fonts")
+def test_a_configuration_made_for_the_box_takes_the_place_of_the_hosts() -> None:
+    # Wine looks through all fonts of the host at each start if it sees where they are, which takes longer than all the rest.
+    made = boxes.run(box("/bin/ls", "/etc/fonts", files={"/etc/fonts/fonts.conf": b"<fontconfig/>"}))
+    assert (made.ended, made.output) == ("ended exit 0", "fonts.conf\n")
+
+
 @pytest.mark.parametrize("who", WHO)
 def test_what_is_lent_is_the_programs_own_and_what_it_makes_is_the_callers(who: str) -> None:
     async def main() -> tuple[str, set[int], int]:

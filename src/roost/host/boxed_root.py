@@ -10,7 +10,7 @@ import os
 import stat
 
 from roost.host import kernel
-from roost.light import Mapping, suppress
+from roost.light import Iterable, Mapping, suppress
 
 BASE = "/proc"
 """The new root grows here, where no source lies."""
@@ -57,11 +57,15 @@ class Tree:
             self.tree = -1
 
 
-def system_trees() -> tuple[list[Tree], dict[str, str]]:
-    """The host's programs and libraries, what they do not start without of /etc, and the links that stand in their places (/bin -> usr/bin)."""
+def system_trees(files: Iterable[str] = ()) -> tuple[list[Tree], dict[str, str]]:
+    """The host's programs and libraries, what they do not start without of /etc, and the links that stand in their places (/bin -> usr/bin).
+    A directory in which one of `files` is made for the box is left out: the box has a configuration of its own."""
     trees, links = [], {}
     java = [f"/etc/{name}" for name in sorted(os.listdir("/etc")) if name.startswith(_JAVA)]
+    own = {os.path.dirname(file) for file in files}
     for path in (*_SYSTEM, *_CONFIGURATION, *java):
+        if path in own:
+            continue
         if os.path.islink(path):
             links[path] = os.readlink(path)
         elif os.path.exists(path):

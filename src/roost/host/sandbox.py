@@ -294,7 +294,7 @@ class _Birth:
             signals=orders.uid >= 0 or landlock.version() >= 6,
         )
         orders.files = {**_ACCOUNTS, **box.files}
-        trees, orders.links = boxed_root.system_trees() if box.system else ([], {})
+        trees, orders.links = boxed_root.system_trees(box.files) if box.system else ([], {})
         trees += [boxed_root.Tree(*mount) for mount in box.mounts]
         orders.trees = sorted(trees + boxed_root.device_trees(tty=box.tty), key=lambda tree: tree.target)
         orders.layers, orders.missing = self._identity()
