@@ -180,10 +180,10 @@ def windows() -> list[Pair]:
 
 def cpu() -> list[Pair]:
     """A program that only computes, against itself as a native program without a sandbox."""
-    plain = [str(program("probe")), "compute"]
+    plain = [str(program("probe")), "compute", "150"]
     kinds = {"wasm": "wasm", "native": "", "aarch64": "aarch64", "exe": "exe"}
     return [
-        Pair(f"compute, {name}", [ROOST, "run", str(program("probe", target)), "compute"], "native", plain)
+        Pair(f"compute, {name}", [ROOST, "run", str(program("probe", target)), "compute", "150"], "native", plain)
         for name, target in kinds.items()
     ]
 
