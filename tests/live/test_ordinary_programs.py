@@ -203,7 +203,7 @@ def test_a_member_of_the_group_is_lent_nothing_of_roots(served: Ordinary, flags:
 @needs_program("unshare")
 @pytest.mark.fault(79)
 def test_a_members_program_is_nobody_on_the_host_and_sees_nothing_of_root(served: Ordinary) -> None:
-    file = script(served, "look.sh", "cat /etc/shadow /root/.profile; echo up; exec sleep 60")
+    file = script(served, "look.sh", "cat /etc/shadow /etc/gshadow; echo up; exec sleep 60")
     served.roost("run", "--detach", "--name", "look", file)
     try:
         until(lambda: served.roost("logs", "look").stdout.endswith("up\n"), "it has looked")

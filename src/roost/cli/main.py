@@ -65,7 +65,7 @@ def _fill_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             nothing = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number; closes at exec
-            setattr(sys, ("stdin", "stdout", "stderr")[number], open(nothing, "w" if number else "r"))  # noqa: SIM115
+            setattr(sys, ("stdin", "stdout", "stderr")[number], open(nothing, "w" if number else "r"))  # noqa: SIM115 (they stay open)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -66,7 +68,7 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     rebooted: bool = False
     trouble: Trouble | None = None
-    facts: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def next_step(program: Program, seen: Seen) -> Step | None:

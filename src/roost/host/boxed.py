@@ -1,8 +1,5 @@
 """What happens in the forked process between the fork and the program's first instruction: it becomes the init of a box."""
 
-# pathlib would cost a start milliseconds:
-# ruff: noqa: PTH110
-
 from __future__ import annotations
 
 import _socket

@@ -1,8 +1,5 @@
 """The control group of a program, version 2 first and version 1 where the host has that: for a start that must not wait, light."""
 
-# pathlib and asyncio would cost a start milliseconds:
-# ruff: noqa: PTH102, PTH103, PTH106, PTH110, PTH118, PTH120, PTH208
-
 from __future__ import annotations
 
 import os

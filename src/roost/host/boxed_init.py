@@ -1,7 +1,5 @@
 """The init of a box: starts nothing and owns nothing; it reaps, passes signals on, and tells how the program ended."""
 
-# pathlib would cost a start milliseconds:
-
 from __future__ import annotations
 
 import _socket

@@ -1,8 +1,5 @@
 """The minimal root of a box: what was granted, synthesised files, a private /tmp, /dev and /proc; all else of the host is gone."""
 
-# pathlib would cost a start milliseconds:
-# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH112, PTH114, PTH115, PTH116, PTH120, PTH208, PTH211
-
 from __future__ import annotations
 
 import errno

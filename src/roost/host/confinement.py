@@ -1,8 +1,5 @@
 """What the launcher does between its start and the jailed program's exec; stand-alone, so only light modules."""
 
-# pathlib would cost the launcher milliseconds:
-# ruff: noqa: PTH103, PTH115, PTH116, PTH120, PTH211
-
 from __future__ import annotations
 
 import errno

@@ -1,7 +1,5 @@
 """Mount trees that show what belongs to the caller as the program's own, by idmapped mounts."""
 
-# pathlib would cost a start milliseconds:
-
 from __future__ import annotations
 
 import errno

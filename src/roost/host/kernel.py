@@ -1,7 +1,6 @@
 """System calls that Python 3.11 has no function for; stand-alone, for the launcher."""
 
-# contextlib and pathlib would cost the launcher milliseconds:
-# ruff: noqa: PTH208, SIM105
+# ruff: noqa: SIM105
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Landlock, the file access list that a process puts upon itself; stand-alone, for the launcher."""
 
-# pathlib would cost the launcher milliseconds:
-# ruff: noqa: PTH112
-
 from __future__ import annotations
 
 import errno

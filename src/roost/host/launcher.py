@@ -4,9 +4,6 @@ Run by path with `python -I -S`, where no package can be imported: it shows Pyth
 without running the package, whose imports would cost more than the whole jail.
 """
 
-# pathlib would cost the launcher milliseconds:
-# ruff: noqa: PTH100, PTH120
-
 import sys
 from os.path import abspath, dirname
 

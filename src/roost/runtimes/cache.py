@@ -1,8 +1,5 @@
 """Private caches of what is slow to make: only what this user made whole is ever given out, and their size is bounded."""
 
-# Every run passes here, and pathlib would cost it milliseconds:
-# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH104, PTH108, PTH111, PTH112, PTH116, PTH118, PTH120
-
 from __future__ import annotations
 
 import fcntl

@@ -105,7 +105,7 @@ class Wasm:
         guest = Guest(
             arguments=tuple(os.fsencode(word) for word in args or ("program",)),
             env=env or {},
-            preopens=preopens(_grants(fs), os.getcwd()) if fs else (),  # noqa: PTH109
+            preopens=preopens(_grants(fs), os.getcwd()) if fs else (),
             stdin=stdin.encode() if isinstance(stdin, str) else stdin,
             outputs=outputs,
             root=root(),
@@ -127,7 +127,7 @@ class Wasm:
         if self._source.lstrip().startswith("("):
             return artefact_of_bytes(self._source.encode(), options)
         try:
-            return artefact_of_file(os.path.abspath(self._source), options)  # noqa: PTH100
+            return artefact_of_file(os.path.abspath(self._source), options)
         except FileNotFoundError:
             raise NotFound(f"there is no file {self._source}") from None
 

@@ -1,7 +1,5 @@
 """Programs for the Common Language Runtime (.NET Framework), under Mono."""
 
-# ruff: noqa: PTH113, PTH119, PTH114
-
 from __future__ import annotations
 
 import os

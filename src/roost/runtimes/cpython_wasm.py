@@ -1,8 +1,5 @@
 """Python scripts as arguments of a CPython that is itself a WebAssembly program: what `--vm wasm` makes of them."""
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH119, PTH208
-
 from __future__ import annotations
 
 import os

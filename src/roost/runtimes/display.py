@@ -1,7 +1,5 @@
 """The caller's display for a program that may open windows (`gui` of its policy)."""
 
-# ruff: noqa: PTH110, PTH111, PTH113, PTH118, PTH119, PTH112
-
 from __future__ import annotations
 
 import os

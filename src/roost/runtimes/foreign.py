@@ -3,9 +3,6 @@
 qemu-user translates instructions and passes system calls on; it protects nothing. What holds the program is the sandbox alone.
 """
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH110, PTH112, PTH119, PTH120
-
 from __future__ import annotations
 
 import os

@@ -1,8 +1,5 @@
 """Where the programs of the host are that runtimes start: in the directories of the system, never in those of the caller."""
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH113, PTH118
-
 from __future__ import annotations
 
 import os

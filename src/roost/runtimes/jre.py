@@ -1,8 +1,5 @@
 """The Java runtimes of this host, found and understood without starting any, and which one runs a program."""
 
-# Every run of a jar passes here, and pathlib would cost it milliseconds:
-# ruff: noqa: PTH113, PTH118, PTH120, PTH208, PTH112
-
 from __future__ import annotations
 
 import os

@@ -1,7 +1,5 @@
 """Java programs, jars and classes, on the Java of this host that fits their class files."""
 
-# ruff: noqa: PTH101, PTH113, PTH118, PTH119, PTH120, PTH102, PTH116
-
 from __future__ import annotations
 
 import os

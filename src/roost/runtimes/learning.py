@@ -4,8 +4,6 @@ What is seen: files by the system calls that open, look at and change them; TCP 
 of its environment it reads (it gets those of the policy, and they stay in it), and what other input would make it use.
 """
 
-# ruff: noqa: PTH112, PTH113, PTH114, PTH115, PTH118, PTH120, PTH208 - names that a program gave are text, to be taken apart, not places
-
 from __future__ import annotations
 
 import contextlib

@@ -3,9 +3,6 @@
 That import costs 50 ms; this one two. The prototypes are those of the header files of version 50 (wasmtime.h, wasi.h, wasm.h).
 """
 
-# Every run of a WebAssembly program passes here:
-# ruff: noqa: PTH113, PTH118, PTH208
-
 from __future__ import annotations
 
 import ctypes

@@ -4,9 +4,6 @@ Libraries that a program brings along ($ORIGIN in its RUNPATH) are lent one by o
 below it, or from `lib` beside it as in PREFIX/bin and PREFIX/lib. Others must be granted, since a hostile program's headers name what they like.
 """
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH110, PTH119, PTH120
-
 from __future__ import annotations
 
 import os

@@ -232,7 +232,7 @@ class _Reading:
 
 
 def _place(cwd: str | None, environ: Mapping[str, str] | None) -> Place:
-    return Place(os.getcwd() if cwd is None else cwd, os.environ if environ is None else environ)  # noqa: PTH109 (pathlib is slow)
+    return Place(os.getcwd() if cwd is None else cwd, os.environ if environ is None else environ)
 
 
 def _unknown(name: str) -> str:

@@ -1,8 +1,5 @@
 """How one value of a policy is written: a grant, a variable, a service, a published port, a size, a time, a count; ValueError says what is wrong."""
 
-# pathlib would cost a short run a millisecond:
-# ruff: noqa: PTH100, PTH112, PTH116, PTH118
-
 from __future__ import annotations
 
 import os

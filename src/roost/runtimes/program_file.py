@@ -1,8 +1,5 @@
 """Where the sandbox shows the file of the program itself."""
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH116, PTH119
-
 from __future__ import annotations
 
 import os

@@ -175,13 +175,13 @@ def hidden_files(
     found = []
     for argument in arguments:
         for word in filter(None, (argument, argument.partition("=")[2])):
-            path = os.path.normpath(os.path.join(cwd, word))  # noqa: PTH118 (pathlib costs milliseconds)
+            path = os.path.normpath(os.path.join(cwd, word))
             seen = any(path == place or path.startswith(place + "/") for place in visible)
             if len(path) < 2 or "\0" in path or path == cwd or seen:
                 continue
             above = word.rpartition("/")[0]
             if exists(path):
                 found.append(f"{word} is not visible; allow it with --fs {word}:ro")
-            elif above and _may_be_made(os.path.dirname(path), cwd) and exists(os.path.dirname(path)):  # noqa: PTH120
+            elif above and _may_be_made(os.path.dirname(path), cwd) and exists(os.path.dirname(path)):
                 found.append(f"{above} is not visible; allow it with --fs {above}")
     return found[:MOST]

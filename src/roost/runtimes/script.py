@@ -4,9 +4,6 @@ The rules are the kernel's (execve(2)): `#!`, the path of the interpreter, at mo
 (a virtual environment, pyenv, nvm) is lent with its own library and nothing else of the directory it is in.
 """
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH110, PTH112, PTH113, PTH118, PTH119, PTH120, PTH208
-
 from __future__ import annotations
 
 import os

@@ -1,8 +1,5 @@
 """`roost.run`: a program of any kind in a sandbox, from Python, without a daemon."""
 
-# pathlib would cost milliseconds:
-# ruff: noqa: PTH100, PTH109, PTH118, PTH208
-
 from __future__ import annotations
 
 import os

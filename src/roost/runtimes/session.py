@@ -1,8 +1,5 @@
 """One sandboxed program with all that belongs to it on our side: descriptors, pipes, connections, what it is refused, its supervisor."""
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH110, PTH112
-
 from __future__ import annotations
 
 import os

@@ -4,9 +4,6 @@ A file can name files of the host: an interpreter in its first line or header, l
 rights of whoever calls it. The daemon must not follow them for others with its own.
 """
 
-# The same form of paths as in the runtimes:
-# ruff: noqa: PTH100, PTH120
-
 from __future__ import annotations
 
 import os

@@ -1,8 +1,5 @@
 """What a program and all its processes use, read from /proc; for limits that no kernel mechanism holds here."""
 
-# pathlib would cost `roost run` milliseconds:
-# ruff: noqa: PTH115, PTH116, PTH208
-
 from __future__ import annotations
 
 import os

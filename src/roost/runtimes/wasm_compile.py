@@ -1,8 +1,5 @@
 """Compiled WebAssembly: made once in a process of its own with bounds, and kept in a private cache that is checked before it is mapped."""
 
-# Every run of a WebAssembly program passes here, so what only a first run needs is imported there:
-# ruff: noqa: PTH116
-
 from __future__ import annotations
 
 import os

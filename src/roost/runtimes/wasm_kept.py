@@ -1,8 +1,5 @@
 """Programs that stay mapped and linked in this process, for the children that the zygote forks: by the identity of their file."""
 
-# pathlib would cost milliseconds:
-# ruff: noqa: PTH116
-
 from __future__ import annotations
 
 import os

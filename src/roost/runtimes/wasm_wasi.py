@@ -1,8 +1,5 @@
 """What a WASI guest is given: arguments, environment, directories, standard streams, network."""
 
-# Every run of a WebAssembly program passes here:
-# ruff: noqa: PTH112, PTH116, PTH118, PTH120
-
 from __future__ import annotations
 
 import errno

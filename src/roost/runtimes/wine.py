@@ -1,7 +1,5 @@
 """Windows programs for x86_64, under Wine: each with a Windows of its own that is gone afterwards."""
 
-# ruff: noqa: PTH119
-
 from __future__ import annotations
 
 import os

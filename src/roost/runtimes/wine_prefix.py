@@ -1,8 +1,5 @@
 """The Windows installation that programs find under Wine: made once, shared read-only by all runs, each with changes of its own thrown away."""
 
-# Every run asks whether it is there, and pathlib would cost it milliseconds:
-# ruff: noqa: PTH102, PTH108, PTH110, PTH113, PTH116, PTH118, PTH211
-
 from __future__ import annotations
 
 import os

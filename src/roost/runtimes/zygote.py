@@ -5,8 +5,6 @@ environment, descriptors, limits), says "begun" and runs it as `roost run` does.
 itself gets an "odd" before anything ran. The parent keeps the connection: it hands on signals, and kills a run whose caller is gone.
 """
 
-# ruff: noqa: PTH103, PTH108, PTH208, PTH115, PTH116, PTH118, PTH119, PTH120
-
 from __future__ import annotations
 
 import _socket

@@ -4,8 +4,6 @@ What such a run costs is for the most part the start of this process: nothing is
 but for `_socket` (what `socket` adds to it takes longer than the whole run).
 """
 
-# ruff: noqa: PTH100, PTH116, PTH118, PTH120
-
 import _socket
 import os
 import stat

@@ -119,7 +119,7 @@ def what_is_appended_is_at_the_end(lab: Lab) -> None:
 @_case
 def what_is_not_granted_is_not_there(lab: Lab) -> None:
     secret = _secret(lab)
-    for path in ("secret.txt", str(secret), "/etc/shadow", "/root/.bashrc"):
+    for path in ("secret.txt", str(secret), "/etc/shadow", "/etc/gshadow"):
         refused(lab.run("read", path, flags=("--fs", "data:ro")))
     refused(lab.run("write", "new.txt", "x", flags=("--fs", "data:ro")))
 
