@@ -5,6 +5,7 @@ Exit codes: the program's own; 124 a limit was hit; 125 Roost's own error; 126 i
 program must not cost more than a blink.
 """
 
+# pathlib would cost a run milliseconds:
 # ruff: noqa: PTH109, PTH118
 
 from __future__ import annotations

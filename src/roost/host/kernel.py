@@ -1,5 +1,6 @@
 """System calls that Python 3.11 has no function for; stand-alone, for the launcher."""
 
+# contextlib.suppress would cost the launcher and every run milliseconds:
 # ruff: noqa: SIM105
 
 from __future__ import annotations
