@@ -28,7 +28,8 @@ from roost.hypervisor.signals import Signals
 
 _SAVE_SECONDS = 20.0
 """Device state is under a mebibyte and takes 5 to 30 ms; a virt board's 128 MiB of flash some hundred."""
-_RETRIES = 3
+_RETRIES = (0.001, 0.01, 0.1, 0.5, 2.0)
+"""Seconds between two attempts to let a guest go on."""
 _LOOKS = 5000
 _LARGEST_COPY = 64 << 20
 CAPABILITIES = ("events", "x-ignore-shared")
@@ -222,10 +223,12 @@ async def _standing_still(scene: Scene) -> AsyncIterator[_Stand]:
 
 
 async def _go_on(monitor: Monitor) -> None:
-    for _ in range(_RETRIES - 1):
+    """Let it run. QEMU refuses that while it still puts a saving that failed in order, and no event tells when it has."""
+    for pause in _RETRIES:
         with contextlib.suppress(RoostError):
             await monitor.cont()
             return
+        await asyncio.sleep(pause)
     try:
         await monitor.cont()
     except RoostError as error:
