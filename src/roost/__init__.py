@@ -17,7 +17,7 @@ _HOMES = {
     "AsyncMachineHandle": "roost.client.aio.machines",
     "SnapshotHandle": "roost.client.blocking.machines",
     "AsyncSnapshotHandle": "roost.client.aio.machines",
-    "Completed": "roost.client.results",
+    "Completed": "roost.model.completed",
     "Output": "roost.client.results",
     "Machine": "roost.model.machine",
     "MachineSpec": "roost.model.machine",

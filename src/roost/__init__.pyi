@@ -8,7 +8,6 @@ from roost.client.blocking.host import connect as connect
 from roost.client.blocking.machines import MachineHandle as MachineHandle
 from roost.client.blocking.machines import SnapshotHandle as SnapshotHandle
 from roost.client.blocking.programs import ProgramHandle as ProgramHandle
-from roost.client.results import Completed as Completed
 from roost.client.results import Output as Output
 from roost.errors import CommandFailed as CommandFailed
 from roost.errors import Conflict as Conflict
@@ -20,6 +19,7 @@ from roost.errors import OutcomeUnknown as OutcomeUnknown
 from roost.errors import QuotaExceeded as QuotaExceeded
 from roost.errors import RoostError as RoostError
 from roost.errors import Unavailable as Unavailable
+from roost.model.completed import Completed as Completed
 from roost.model.event import Event as Event
 from roost.model.image import Image as Image
 from roost.model.image import ImageSpec as ImageSpec

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from roost.testing.lab import PATIENCE, Ran
 from tests.pool import CACHE
 
@@ -38,13 +40,15 @@ def environment(**more: str) -> dict[str, str]:
 class Process:
     """One `roost run` under way."""
 
-    def __init__(self, argv: Sequence[str], place: Path, mark: str, streams: dict[str, Any]) -> None:
+    def __init__(
+        self, argv: Sequence[str], place: Path, environ: dict[str, str], streams: dict[str, Any], *, status: bool
+    ) -> None:
         ours, theirs = os.pipe()
         leak = os.open("/etc/passwd", os.O_RDONLY)
         os.set_inheritable(leak, True)
-        command = [*ROOST, "run", "--status-json", str(theirs), *argv]
+        told = ["--status-json", str(theirs)] if status else []
         self._child = subprocess.Popen(
-            command, cwd=place, env=environment(**{MARK: mark}), pass_fds=(theirs, leak), **streams
+            [*ROOST, "run", *told, *argv], cwd=place, env=environ, pass_fds=(theirs, leak), **streams
         )
         os.close(theirs)
         os.close(leak)
@@ -91,18 +95,35 @@ class Process:
         with os.fdopen(self._status, "rb") as status:
             text = status.read()
         code = self._child.returncode
-        return Ran(code if code >= 0 else 128 - code, self._kept + (out or b""), err or b"", json.loads(text or b"{}"))
+        status_document = json.loads(text) if text else _Untold()
+        return Ran(code if code >= 0 else 128 - code, self._kept + (out or b""), err or b"", status_document)
+
+
+class _Untold(dict[str, Any]):
+    """The status of a run that writes none."""
+
+    def __missing__(self, name: str) -> Any:
+        pytest.skip(f"who asks for the status ({name}) is not served by the zygote")
 
 
 class Laboratory:
     """See `roost.testing.lab.Lab`."""
 
-    def __init__(self, runtime: str, program: Path, place: Path, before: Sequence[str] = ()) -> None:
+    def __init__(
+        self, runtime: str, program: Path, place: Path, before: Sequence[str] = (), zygote: Path | None = None
+    ) -> None:
+        """`zygote` is the directory of one that runs are to go through; these write no status."""
         self.runtime = runtime
         self.program = program
         self.place = place
         self._before = before
         self._mark = uuid.uuid4().hex
+        self._zygote = zygote
+
+    def _process(self, words: Sequence[str], streams: dict[str, Any]) -> Process:
+        chosen = {} if self._zygote is None else {"ROOST_ZYGOTE": "1", "ROOST_RUN": str(self._zygote)}
+        environ = environment(**{MARK: self._mark}, **chosen)
+        return Process(words, self.place, environ, streams, status=self._zygote is None)
 
     def _words(self, arguments: Sequence[str], flags: Sequence[str], program: Path | None = None) -> list[str]:
         return [*self._before, *flags, str(program or self.program), *arguments]
@@ -113,16 +134,16 @@ class Laboratory:
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.PIPE}
         if stdin is None:
             streams |= {"stdin": None, "preexec_fn": lambda: os.close(0)}
-        return Process(self._words(arguments, flags, program), self.place, self._mark, streams).wait(stdin)
+        return self._process(self._words(arguments, flags, program), streams).wait(stdin)
 
     def start(self, *arguments: str, flags: Sequence[str] = ()) -> Process:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.PIPE}
-        return Process(self._words(arguments, flags), self.place, self._mark, streams)
+        return self._process(self._words(arguments, flags), streams)
 
     def on_terminal(self, *arguments: str) -> Ran:
         leader, terminal = pty.openpty()
         streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
-        process = Process(self._words(arguments, ()), self.place, self._mark, streams)
+        process = self._process(self._words(arguments, ()), streams)
         os.close(terminal)
         ran = process.wait()
         text = b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from roost.testing import runtimes
 from roost.testing.lab import Case
 from roost.testing.runtimes import CASES, reason_against
 from tests.conformance.laboratory import Laboratory
+from tests.live.zygotes import a_world
 from tests.programs import build, managed
 
 pytestmark = pytest.mark.live
@@ -21,11 +24,12 @@ PROGRAMS = Path(__file__).parents[1] / "programs"
 
 
 class Subject(NamedTuple):
-    """A runtime, and where its probe program comes from."""
+    """A runtime, where its probe program comes from, and whether it is run by a zygote, which has a sandbox ready."""
 
     name: str
     runtime: str
     program: Callable[[], Path]
+    zygote: bool = False
 
 
 SUBJECTS = (
@@ -37,6 +41,9 @@ SUBJECTS = (
     Subject("clr", "clr", managed.clr),
     Subject("wine", "wine", lambda: build.program("probe", "exe")),
     Subject("script", "script", lambda: PROGRAMS / "probe.py"),
+    Subject("wasm by the zygote", "wasm", lambda: build.program("probe", "wasm"), zygote=True),
+    Subject("jvm by the zygote", "jvm", managed.jar, zygote=True),
+    Subject("wine by the zygote", "wine", lambda: build.program("probe", "exe"), zygote=True),
 )
 
 
@@ -58,18 +65,32 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """Where a program is run: not below /tmp, which is private to every program."""
-    with tempfile.TemporaryDirectory(prefix="roost-", dir="/var/tmp") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
+def place(subject: Subject) -> Iterator[Path]:
+    """Where a program is run: not below /tmp, which is private to every program. What a zygote has ready is for one directory."""
+    if subject.zygote:
+        made = Path(f"/var/tmp/roost-conformance-{os.getpid()}")
+        made.mkdir()
+    else:
+        made = Path(tempfile.mkdtemp(prefix="roost-", dir="/var/tmp"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of one."""
+    with a_world(tmp_path_factory.mktemp("zygote")) as world:
+        world.start()
+        yield world.directory
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_runtime(subject: Subject, case: Case, place: Path) -> None:
+def test_runtime(subject: Subject, case: Case, place: Path, zygote: Path) -> None:
     if reason := reason_against(subject.runtime, case):
         pytest.skip(reason)
-    case(Laboratory(subject.runtime, subject.program(), place, ("--vm", subject.runtime)))
+    used = zygote if subject.zygote else None
+    case(Laboratory(subject.runtime, subject.program(), place, ("--vm", subject.runtime), used))
 
 
 def test_what_can_not_be_expressed_names_cases_that_exist() -> None:

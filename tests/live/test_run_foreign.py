@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,43 @@ def test_root_and_an_ordinary_user_can_run_it(who: str) -> None:
         assert run_as(who, main) == (0, b"1000\n")
     finally:
         place.unlink()
+
+
+PIPE = "/app/busybox echo hi | /app/busybox cat; /app/busybox id -u; /app/busybox false || exit 7"
+"""Programs of its own kind, started by their path."""
+
+
+@pytest.mark.parametrize("arch", emulated("aarch64", "arm", "ppc64le", "s390x"))
+def test_a_program_starts_other_programs_of_its_processor(arch: str, tmp_path: Path) -> None:
+    place = shutil.copy(busybox(arch), tmp_path / "busybox")
+    result = run(Path(place), "sh", "-c", PIPE, wall=60.0)
+    assert (result.ending.code, result.stdout, result.stderr) == (7, b"hi\n1000\n", b"")
+
+
+@pytest.mark.skipif(not shutil.which("qemu-aarch64-static"), reason="not installed: qemu-aarch64-static")
+@pytest.mark.parametrize("who", WHO)
+def test_root_and_an_ordinary_user_see_such_programs_start(who: str) -> None:
+    original = busybox("aarch64")
+    with tempfile.TemporaryDirectory(prefix="roost-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        place = shutil.copy(original, Path(directory) / "busybox")
+
+        async def main() -> tuple[int, bytes]:
+            result = run(Path(place), "sh", "-c", PIPE, wall=60.0)
+            return result.ending.code, result.stdout
+
+        assert run_as(who, main) == (7, b"hi\n1000\n")
+
+
+@pytest.mark.skipif(not shutil.which("qemu-aarch64-static"), reason="not installed: qemu-aarch64-static")
+def test_how_programs_are_started_is_out_of_their_sight_and_changes_nothing_outside(tmp_path: Path) -> None:
+    place = shutil.copy(busybox("aarch64"), tmp_path / "busybox")
+    look = "/app/busybox ls -A /dev/shm /proc/sys/fs/binfmt_misc; /app/busybox grep -c binfmt_misc /proc/self/mounts"
+    assert run(Path(place), "sh", "-c", look, wall=60.0).stdout.splitlines()[-1] == b"0"
+    if [*Path("/proc/sys/fs/binfmt_misc").glob("qemu-*")]:
+        pytest.skip("the host starts such programs itself")
+    with pytest.raises(OSError, match="Exec format error"):
+        subprocess.run([place, "true"], check=False)
 
 
 @pytest.mark.fault(91)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from roost.host import bounded  # noqa: F401 - before an ordinary user can no longer read it
-from roost.runtimes import execution
-from roost.runtimes.base import MiB, Policy, Request, Result
+from roost.host.sandbox import Boxed
+from roost.runtimes import execution, wasm_program
+from roost.runtimes.base import Ending, MiB, Peer, Policy, Request, Result
 from roost.runtimes.policy import from_mapping
+from tests.boxes import children
 from tests.checkout import ROOT
 from tests.ordinary import WHO, run_as
 from tests.programs import build, third_party
@@ -32,6 +36,31 @@ COMPONENT = """(component
  (func $run (result (result)) (canon lift (core func $i "run")))
  (instance $command (export "run" (func $run)))
  (export "wasi:cli/run@0.2.0" (instance $command)))"""
+
+
+ENDING = """(component
+ (import "wasi:cli/exit@0.2.0" (instance $exit (export "exit-with-code" (func (param "status-code" u8)))))
+ (core func $end (canon lower (func $exit "exit-with-code")))
+ (core module $m (import "host" "end" (func $end (param i32)))
+  (func (export "run") (result i32) (call $end (i32.const CODE)) unreachable))
+ (core instance $host (export "end" (func $end)))
+ (core instance $i (instantiate $m (with "host" (instance $host))))
+ (func $run (result (result)) (canon lift (core func $i "run")))
+ (instance $command (export "run" (func $run)))
+ (export "wasi:cli/run@0.2.0" (instance $command)))"""
+GROWING = """(component
+ (core module $m (memory 16) (func (export "run") (result i32) (local $left i32)
+  (local.set $left (i32.const PAGES))
+  (loop $again
+   (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
+   (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+  (i32.const 0)))
+ (core instance $i (instantiate $m))
+ (func $run (result (result)) (canon lift (core func $i "run")))
+ (instance $command (export "run" (func $run)))
+ (export "wasi:cli/run@0.2.0" (instance $command)))"""
+ACCESS_DENIED, CONNECTION_REFUSED = 1, 14
+"""Of the error-code of wasi:sockets."""
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +197,99 @@ def test_a_signal_ends_a_busy_guest_at_once(probe: str, number: int) -> None:
 def test_a_component_is_a_command_too(tmp_path: Path, body: str, code: int) -> None:
     done = run(text(tmp_path, body, template=COMPONENT), policy=Policy(fuel=100_000))
     assert done.ending.code == code
+
+
+@pytest.mark.fault(92)
+def test_a_guest_that_runs_has_no_descriptor_of_its_code(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wasm_program, "SMALL", 0)  # mapped, as large code is
+    read, write = os.pipe()
+    seen: list[str] = []
+
+    def look(started: Boxed) -> None:
+        assert os.read(read, 5) == b"ready"
+        (program,) = children(started.pid)
+        seen.extend(str(entry.readlink()) for entry in Path(f"/proc/{program}/fd").iterdir())
+        os.kill(program, signal.SIGKILL)
+
+    with open(read), open(write):
+        ended = execution.run(Request(probe, ("spin",)), stdin=-1, stdout=write, started=look).ending
+    assert ended.signal == signal.SIGKILL
+    assert seen
+    assert not [path for path in seen if "/wasm/" in path]
+
+
+@pytest.mark.parametrize("code", [0, 1, 77, 126, 134, 255])
+def test_every_exit_code_of_a_component_arrives(tmp_path: Path, code: int) -> None:
+    program = tmp_path / "program.wat"
+    program.write_text(ENDING.replace("CODE", str(code)))
+    assert run(program).ending == Ending(code)
+
+
+@pytest.mark.parametrize(("result", "code"), [("0", 0), ("1", 1)])
+@pytest.mark.parametrize("version", ["0.2.0", "0.2.3", "0.2.12"])
+def test_the_plain_exit_of_a_component_has_two_codes(tmp_path: Path, version: str, result: str, code: int) -> None:
+    plain = ENDING.replace("exit-with-code", "exit").replace('"status-code" u8', '"status" (result)')
+    program = tmp_path / "program.wat"
+    program.write_text(plain.replace("cli/exit@0.2.0", f"cli/exit@{version}").replace("CODE", result))
+    assert run(program).ending == Ending(code)
+
+
+@pytest.mark.parametrize(("pages", "ending"), [(100, (0, "exit", "")), (2000, (124, "limit", "memory"))])
+def test_a_component_that_is_refused_memory_met_its_limit(
+    tmp_path: Path, pages: int, ending: tuple[int, str, str]
+) -> None:
+    program = tmp_path / "program.wat"
+    program.write_text(GROWING.replace("PAGES", str(pages)))
+    found = run(program, policy=Policy(memory=64 * MiB)).ending
+    assert (found.code, found.reason, found.limit) == ending
+    assert ("memory" in found.message) == bool(ending[0])
+
+
+def test_a_component_that_traps_with_little_memory_traps(tmp_path: Path) -> None:
+    ending = run(text(tmp_path, "unreachable", template=COMPONENT), policy=Policy(memory=64 * MiB)).ending
+    assert (ending.code, ending.reason) == (134, "trap")
+
+
+def component_to(directory: Path, address: str, port: int) -> Path:
+    parts = " ".join(f"(i32.const {part})" for part in address.split("."))
+    file = directory / f"{address}.wat"
+    source = (ROOT / "tests" / "programs" / "tcp.wat").read_text()
+    file.write_text(source.replace("(i32.const PORT) ADDRESS", f"(i32.const {port}) {parts}"))
+    return file
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_a_component_reaches_the_server_that_it_is_allowed_and_no_other(
+    who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROOST_CACHE")
+    place = tempfile.TemporaryDirectory(prefix="roost-", dir="/tmp")
+    with place as directory, socket.create_server(("127.0.0.1", 0)) as server:
+        Path(directory).chmod(0o755)
+        port = server.getsockname()[1]
+        granted = Policy(net=(Peer("127.0.0.1", port),))
+        program = component_to(Path(directory), "127.0.0.1", port)
+        elsewhere = component_to(Path(directory), "192.0.2.7", 80)
+
+        async def main() -> tuple[Result, Result, Result]:
+            allowed = run(program, policy=granted)
+            return allowed, run(program), run(elsewhere, policy=granted)
+
+        answering = threading.Thread(target=_answer, args=(server,))
+        answering.start()
+        allowed, closed, refused = run_as(who, main)
+        answering.join()
+    assert (allowed.ending, allowed.stdout) == (Ending(42), b"told ping")
+    assert closed.ending == Ending(100 + CONNECTION_REFUSED)
+    assert refused.ending == Ending(100 + ACCESS_DENIED)
+    assert refused.refusals == ("connect to 192.0.2.7:80; allow it with --net 192.0.2.7:80",)
+
+
+def _answer(server: socket.socket) -> None:
+    server.settimeout(30)
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(b"told " + connection.recv(100))
 
 
 @pytest.mark.parametrize(("body", "why"), [

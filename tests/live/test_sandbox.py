@@ -269,6 +269,31 @@ def test_a_call_runs_in_the_box_and_its_value_is_the_exit_code(who: str) -> None
     assert run_as(who, main) == ("ended exit 42", "2 {'A': 'b'} ['0', '1', '2'] False")
 
 
+@pytest.mark.fault(92)
+@pytest.mark.parametrize("who", WHO)
+def test_a_call_keeps_a_descriptor_only_of_the_file_that_it_is_to_be_of(who: str) -> None:
+    async def main() -> str:
+        with open("/etc/passwd") as kept, open("/etc/group") as other:
+            found = os.fstat(kept.fileno())
+            wanted = (kept.fileno(), other.fileno(), 9999)
+
+            def call() -> int:
+                os.write(1, repr([_is_open(number) for number in wanted]).encode())
+                return 0
+
+            return boxes.run(box(call=call, keeps=dict.fromkeys(wanted, (found.st_dev, found.st_ino)))).output
+
+    assert run_as(who, main) == "[True, False, False]"
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
 def test_a_call_that_fails_says_so_and_ends_as_an_error_of_ours() -> None:
     def call() -> int:
         raise ValueError("wrong")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +16,11 @@ from typing import Any
 import pytest
 
 from roost.host import kernel
-from tests.conformance.laboratory import ROOST, environment
+from tests.live.zygotes import SERVE, World, a_world, by_zygote, children, first_line, within
 from tests.needs import needs_root
 from tests.programs import build
 
 pytestmark = pytest.mark.live
-
-SERVE = (sys.executable, "-P", "-c", "from roost.cli.run import serve; serve()")
 
 
 @pytest.fixture
@@ -32,78 +28,10 @@ def program() -> str:
     return str(build.program("probe", "wasm"))
 
 
-class World:
-    """A private run directory, and the zygotes in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.environment = environment(ROOST_RUN=str(directory), ROOST_ZYGOTE="1")
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """A zygote that serves."""
-        zygote = subprocess.Popen(SERVE, env=self.environment, stdin=subprocess.DEVNULL)
-        self.started.append(zygote)
-        within(lambda: bool(self.sockets()))
-        return zygote
-
-    def sockets(self) -> list[Path]:
-        return [path for path in self.directory.glob("zygote/*") if path.is_socket()]
-
-    def run(self, *words: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
-        how = {"input": b"", "env": self.environment, **how}
-        return subprocess.run([*ROOST, "run", *words], capture_output=True, timeout=30, check=False, **how)
-
-    def popen(self, *words: str, **how: Any) -> subprocess.Popen[bytes]:
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*ROOST, "run", *words], env=self.environment, **streams, **how)
-
-    def holder(self) -> int:
-        """The process that holds the lock: the zygote."""
-        (lock,) = self.directory.glob("zygote/*.lock")
-        inode = lock.stat().st_ino
-        for line in Path("/proc/locks").read_text().splitlines():
-            words = line.split()
-            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
-                return int(words[4])
-        return 0
-
-    def served(self) -> int:
-        """How many runs it has begun: each takes the standby, and another one takes its place."""
-        return max(children(self.holder()), default=0)
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if pid else []
-
-
-def within(condition: Any, seconds: float = 10.0) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come to that"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    tmp_path.chmod(0o700)
-    made = World(tmp_path)
-    yield made
-    holder = made.holder() if list(tmp_path.glob("zygote/*.lock")) else 0
-    if holder:
-        os.kill(holder, signal.SIGKILL)
-    for zygote in made.started:
-        zygote.kill()
-        zygote.wait()
-
-
-def by_zygote(world: World, *words: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
-    """A run that the zygote must have made: it has another standby afterwards."""
-    before = world.served()
-    done = world.run(*words, **how)
-    within(lambda: world.served() != before)
-    return done
+    with a_world(tmp_path) as made:
+        yield made
 
 
 def test_the_first_run_starts_it_and_the_next_is_made_by_it(world: World, program: str) -> None:
@@ -152,12 +80,6 @@ def test_runs_at_the_same_time_do_not_wait_for_each_other(world: World, program:
     assert [each.wait(10) for each in running] == [143] * 5
 
 
-def first_line(process: subprocess.Popen[bytes]) -> bytes:
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 20)[0]
-    return process.stdout.readline()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_handed_on(world: World, program: str, number: int) -> None:
     world.start()
@@ -204,10 +126,11 @@ def test_there_is_one_only(world: World) -> None:
 
 
 def test_it_ends_when_nobody_comes(world: World) -> None:
-    code = "from roost.runtimes import zygote; zygote.serve(zygote.Work(lambda words: None, lambda path: None, lambda: None), 0.3)"
+    nothing = "lambda words: None, lambda path: None, lambda: None, lambda file, cwd: None"
+    code = f"from roost.runtimes import zygote; zygote.serve(zygote.Work({nothing}), 0.3)"
     done = subprocess.run([sys.executable, "-P", "-c", code], env=world.environment, timeout=20, check=False)
     assert done.returncode == 0
-    assert world.sockets() == []
+    assert world.sockets() + world.sockets(".system") == []
 
 
 def test_it_is_switched_off(world: World, program: str) -> None:

@@ -47,7 +47,7 @@ def _show(found: dict[str, Any]) -> None:
         _line(f"  {name.replace('_', ' ')}", _words(value))
     if found["refusal"]:
         _line("refused", found["refusal"], 31)
-    for need in found["needs"]:
+    for need in found["missing"]:
         _line("missing", need["what"], 31)
     if found["fix"]:
         _line("fix", found["fix"])
@@ -60,7 +60,7 @@ def _allowed(found: dict[str, Any]) -> None:
     said = {name: value for name, value in found["policy"].items() if value not in (None, [], {}, False)}
     _line("policy", "; ".join(f"{name.replace('_', ' ')} {_words(value)}" for name, value in said.items()))
     _line("layers", ", ".join(found["layers"]))
-    for layer in found["missing"]:
+    for layer in found["missing_layers"]:
         _line("not held", layer, 33)
 
 

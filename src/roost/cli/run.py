@@ -65,7 +65,7 @@ def _accept(words: list[str]) -> tuple[str, Callable[[], int]] | None:
 
 def serve() -> None:
     """Be the zygote: load what runs need, and run them for whoever comes."""
-    from roost.runtimes import wasm_call, wasm_kept, zygote
+    from roost.runtimes import spare, wasm_call, wasm_kept, zygote
 
     for name in _LATER:
         import_module(name)
@@ -75,7 +75,7 @@ def serve() -> None:
         accepted = _accept(words)
         return zygote.Accepted(*accepted) if accepted else None
 
-    zygote.serve(zygote.Work(accept, wasm_kept.keep, wasm_call.stand_by))
+    zygote.serve(zygote.Work(accept, wasm_kept.keep, wasm_call.stand_by, spare.stand_by))
 
 
 _LATER = (

@@ -38,7 +38,9 @@ class Box(NamedTuple):
     `system` shows the host's programs and libraries. `tmp` is the size in bytes of /tmp and /dev/shm together. `fds` maps a descriptor inside to
     one of ours. `doors` are (address, port) on which sockets listen in its network. `watch`: "connect" reports connects by IP, "learn" file access
     as well. `calls` opens system calls beyond the usual ones. `uid` is its host uid where we are root (0: FIRST_UID + our pid). `tty` shows it
-    /dev/tty. `require` names layers of the sandbox without which it must not start. `handover` is `call` once more, where it can be handed over.
+    /dev/tty. `handlers` are lines of binfmt_misc that hold in the box alone. `require` names layers of the sandbox without which it must not start.
+    `handover` is `call` once more, where it can be handed over.
+    `keeps` are descriptors of ours that `call` finds open under the same numbers, if they are of this file (device, inode) still.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Box(NamedTuple):
     calls: tuple[str, ...] = ()
     uid: int = 0
     tty: bool = False
+    handlers: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
     program: str = ""
     handover: Handover | None = None
+    keeps: Mapping[int, tuple[int, int]] = {}

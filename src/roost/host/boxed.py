@@ -6,7 +6,6 @@ import _socket
 import errno
 import fcntl
 import marshal
-import math
 import os
 import resource
 
@@ -46,13 +45,15 @@ class Orders:
             "fds",
             "files",
             "filter",
+            "handlers",
             "inside",
             "isolated",
+            "keeps",
             "limits",
             "links",
             "maps",
         ),
-        *("gate", "program", "ready", "require", "tmp", "trees", "uid", "watch", "layers", "missing"),
+        *("gate", "program", "ready", "require", "rooted", "tmp", "trees", "uid", "watch", "layers", "missing"),
     )
     argv: tuple[str, ...]
     call: Callable[[], int] | None
@@ -62,12 +63,15 @@ class Orders:
     fds: Mapping[int, int]
     files: Mapping[str, bytes]
     filter: bytes
+    handlers: tuple[str, ...]
     gate: _socket.socket | None
     """Where the program waits to be told what it is to do, by a message for what `ready` gave; None: it is known."""
     inside: int
     """The uid and gid inside."""
     isolated: bool
     """In namespaces of its own."""
+    keeps: Mapping[int, tuple[int, int]]
+    """Descriptors that a `call` finds open, if they are of this file (device, inode)."""
     limits: tuple[int | None, float | None, int, int, int | None]
     """As `sandbox.Limits`."""
     links: Mapping[str, str]
@@ -77,6 +81,8 @@ class Orders:
     ready: Callable[[], Receive] | None
     """Called in the program's process before it waits at the gate."""
     require: tuple[str, ...]
+    rooted: bool
+    """It is root of the namespace in which the box is built, and leaves that for a second one."""
     tmp: int
     trees: list[boxed_root.Tree]
     uid: int
@@ -126,6 +132,8 @@ class _Init:
             return
         if program:
             self._let_go()
+            for number in _still(self._orders.keeps):
+                os.close(number)
             boxed_init.serve(self._link, program, alone=not self._orders.isolated)
 
     def _prepare(self) -> int:
@@ -152,13 +160,17 @@ class _Init:
         return self._fork()
 
     def _become_inner(self) -> None:
-        """The identity in which the box is built: the program's own, or, where root does not map it, root of our namespace."""
+        """The identity in which the box is built: the program's own, or, where that can not do it all, root of our namespace."""
         orders = self._orders
         if orders.maps is None:
-            self._bound_ipc()
+            inner = 0 if orders.rooted else orders.inside
             os.setgroups([])
-            os.setresgid(orders.inside, orders.inside, orders.inside)
-            os.setresuid(orders.inside, orders.inside, orders.inside)
+            os.setresgid(inner, inner, inner)
+            if not orders.rooted:
+                self._bound_ipc()  # the namespace has no root: that of the host may
+            os.setresuid(inner, inner, inner)
+            if orders.rooted:
+                self._bound_ipc()
         else:
             self._map(*orders.maps)
             self._bound_ipc()
@@ -166,7 +178,7 @@ class _Init:
 
     def _leave_root(self) -> None:
         """A second user namespace below the first, in which we are who the program is to be."""
-        if self._orders.maps is not None and os.path.exists("/proc/self"):
+        if self._orders.rooted and os.path.exists("/proc/self"):
             kernel.unshare(kernel.NEWUSER)
             self._map(f"{self._orders.inside} 0 1", f"{self._orders.inside} 0 1")
             self._hide()
@@ -206,6 +218,7 @@ class _Init:
         for tree in orders.trees:
             tree.take()
         orders.missing += boxed_root.build(orders.trees, orders.links, orders.files, orders.cwd, orders.tmp)
+        orders.missing += boxed_root.register(orders.handlers)
         kernel.set_hostname("roost")
         orders.layers += [*NAMESPACES, "minimal root"]
         doors = boxed_network.open_doors(orders.doors)
@@ -274,7 +287,7 @@ class _Init:
         if not orders.isolated:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         _limit(orders)
-        _restrict_files(orders, () if orders.gate else tuple(self._descriptors.values()))
+        _restrict_files(orders, self._opened())
         self._filter()
         if orders.gate is not None:
             self._wait(orders.gate)
@@ -285,12 +298,18 @@ class _Init:
                 os.close(self._status)  # its exec waits for the supervisor
             os.execve(orders.program or orders.argv[0], orders.argv, orders.env)
         self._let_go()
-        if orders.watch == "learn":
+        if orders.watch:
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # as an exec would: the supervisor reads what its calls name
         self._link.close()
         os.environ.clear()
         os.environ.update(orders.env)
         os._exit(_result(orders.call))
+
+    def _opened(self) -> tuple[int, ...]:
+        """Descriptors whose files it may open again by name. At a gate nobody knows them yet: a program gets /dev/null, which is our input now."""
+        if self._orders.gate is None:
+            return tuple(self._descriptors.values())
+        return (0,) if self._orders.call is None else ()
 
     def _wait(self, gate: _socket.socket) -> None:
         """Learn what the program is; never returns when nobody needs it. What it has open is of no use by name to a `call`."""
@@ -308,7 +327,10 @@ class _Init:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors = dict(enumerate(numbers[:3]))
-        self._orders.call = lambda: receive(words, numbers[3:])
+        if self._orders.call is None:
+            self._orders.argv = marshal.loads(words)
+        else:
+            self._orders.call = lambda: receive(words, numbers[3:])
 
     def _filter(self) -> None:
         orders = self._orders
@@ -403,11 +425,25 @@ def _sort_descriptors(orders: Orders, link: int, status: int) -> tuple[_socket.s
     for tree in orders.trees:
         if tree.tree >= 0:
             tree.tree = move(tree.tree)
-    _close_all_but([link, status, *gates, *moved.values(), *(tree.tree for tree in orders.trees if tree.tree >= 0)])
+    trees = [tree.tree for tree in orders.trees if tree.tree >= 0]
+    _close_all_but([link, status, *gates, *moved.values(), *trees, *_still(orders.keeps)])
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number, inheritable=True)
     return _socket.socket(fileno=link), status, moved
+
+
+def _still(keeps: Mapping[int, tuple[int, int]]) -> list[int]:
+    """Those that are open, and of their file: in a process with threads a number may have become another file's before the fork."""
+    found = []
+    for number, identity in keeps.items():
+        try:
+            seen = os.fstat(number)
+        except OSError:
+            continue
+        if (seen.st_dev, seen.st_ino) == identity:
+            found.append(number)
+    return found
 
 
 def _close_all_but(kept: list[int]) -> None:
@@ -430,7 +466,8 @@ def _limit(orders: Orders) -> None:
         _set_limit(number, value, value)
     if cpu_time is not None:
         # SIGXCPU first, and a second later, when that was caught, SIGKILL.
-        _set_limit(resource.RLIMIT_CPU, math.ceil(cpu_time), math.ceil(cpu_time) + 1)
+        seconds = -int(-cpu_time // 1)
+        _set_limit(resource.RLIMIT_CPU, seconds, seconds + 1)
 
 
 def _set_limit(number: int, soft: int, hard: int) -> None:

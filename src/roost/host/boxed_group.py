@@ -20,10 +20,17 @@ class Group(NamedTuple):
     def join(self, pid: int) -> None:
         """Move an init and all that it started into it. Raises OSError. Blocks for tens of milliseconds under version 1."""
         inside: set[int] = set()
-        while found := _family(pid) - inside:
-            for member in found:
-                self._move(member)
-            inside |= found
+        while self.join_next(pid, inside):
+            pass
+
+    def join_next(self, pid: int, inside: set[int]) -> bool:
+        """Move one more of them, the oldest that is not `inside`, which grows; False when all are in it. Raises OSError."""
+        found = _family(pid) - inside
+        if not found:
+            return False
+        self._move(min(found))
+        inside.add(min(found))
+        return True
 
     def _move(self, pid: int) -> None:
         for directory in self.directories:
@@ -93,9 +100,14 @@ def _clear(parent: str) -> None:
     os.makedirs(parent, exist_ok=True)
     for name in os.listdir(parent):
         number = name.removeprefix(_PREFIX)
-        if name.startswith(_PREFIX) and number.isdigit() and not os.path.exists(f"/proc/{number}"):
+        if name.startswith(_PREFIX) and number.isdigit() and _has_ended(number):
             with suppress(OSError):
                 os.rmdir(os.path.join(parent, name))
+
+
+def _has_ended(pid: str) -> bool:
+    """Whether there is no such process, or nobody has taken its end yet."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2][1:2] in ("", "Z", "X")
 
 
 def _parents() -> list[str]:

@@ -15,6 +15,8 @@ _SCRATCH = "/dev"
 """A place of the host for one file system of all that is written and thrown away; it goes with the host's root."""
 _LENT_SCRATCH = "/.scratch"
 """Where overlays find it. Every place that has to go by itself costs a start milliseconds."""
+_HANDLERS = "programs that it starts"
+_BINFMT_PARENT = "/dev/shm"  # a place of the box in which one may be made
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives", "/etc/ld.so.cache")
 _CONFIGURATION = ("/etc/fonts", "/etc/mono")
 _JAVA = "java-"  # /etc/java-17-openjdk
@@ -100,6 +102,33 @@ def build(trees: list[Tree], links: Mapping[str, str], files: Mapping[str, bytes
         os.rmdir(_LENT_SCRATCH)
     kernel.set_mount_attributes("/", _READ_ONLY, recursive=False)
     return missing
+
+
+def register(handlers: Iterable[str]) -> list[str]:
+    """Let the kernel start programs by these lines of binfmt_misc, in our user namespace alone; as its root. Returns what is missing.
+
+    The programs that they name (flag F) are opened now, and found wherever a program inside goes.
+    """
+    lines = tuple(handlers)
+    if not lines:
+        return []
+    place = f"{_BINFMT_PARENT}/handlers"
+    os.mkdir(place)
+    try:
+        kernel.mount("binfmt_misc", place, "binfmt_misc", _SAFE)
+        for line in lines:
+            with open(f"{place}/register", "w", encoding="utf-8") as file:
+                file.write(line)
+        kernel.open_tree(place)  # init keeps it open, where no program sees it: the handlers go with the last mount
+    except OSError as error:
+        return [
+            f"{_HANDLERS}: {error.strerror}; Linux has this for a sandbox from 6.7 on, and this is {os.uname().release}"
+        ]
+    finally:
+        with suppress(OSError):
+            kernel.detach(place)
+        os.rmdir(place)
+    return []
 
 
 def _make_cwd(cwd: str, trees: list[Tree]) -> None:

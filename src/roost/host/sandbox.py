@@ -6,12 +6,13 @@ import _socket
 import errno
 import marshal
 import os
+import stat
 
 from roost.errors import NotStarted, RoostError, Unavailable
 from roost.host import boxed, boxed_filter, boxed_group, boxed_root, idmap, kernel, landlock
 from roost.host.box import Box, Limits, Receive
 from roost.host.boxed_group import Group
-from roost.light import Callable, NamedTuple, signal
+from roost.light import Callable, NamedTuple, signal, suppress
 
 __all__ = ["FIRST_UID", "INSIDE", "Box", "Boxed", "Group", "Limits", "start"]
 
@@ -21,6 +22,8 @@ FIRST_UID = 10_000_000
 """Where root starts it, a program has the host uid FIRST_UID + the pid of its supervisor."""
 
 _FORBIDDEN = "the kernel or a policy of the host forbids it"
+_NULL = os.makedev(1, 3)
+"""/dev/null: devices.txt of the kernel."""
 _ACCOUNTS = {
     "/etc/passwd": b"user:x:%d:%d::/tmp:/bin/sh\n" % (INSIDE, INSIDE),
     "/etc/group": b"user:x:%d:\n" % INSIDE,
@@ -88,9 +91,10 @@ def _start(box: Box) -> Boxed:
 
 
 def prepare(box: Box, ready: Callable[[], Receive]) -> bool:
-    """Make the sandbox for the next `start` in this process of a box that differs in nothing but name, `call`, env, cwd and fds.
+    """Make the sandbox for the next `start` in this process of a box that differs in nothing but name, env, fds, and `call` and cwd, or `argv`.
 
-    What waits in it has called `ready`, whose value it calls with what `Handover.pack` gave; otherwise it is as if it had been started then.
+    What waits in it has called `ready`, whose value it calls with what `Handover.pack` gave; otherwise it is as if it had been started then. A
+    program (`argv`) gets one in which all that it is shown is still what it was, and only where its descriptors are pipes, sockets or /dev/null.
     False: not on this host.
     """
     birth = _Birth(box, "own" if os.geteuid() == 0 else "caller", [])
@@ -114,6 +118,23 @@ def discard() -> None:
         _prepared.pop().undo()
 
 
+def _sources(box: Box) -> tuple[str, ...]:
+    """What the places that a box shows are at this moment: what is mounted on the host, and of each the file that has this name."""
+    trees, links = boxed_root.system_trees(box.files) if box.system else ([], {})
+    seen = [f"{link} {place}" for link, place in links.items()]
+    for path in (*(tree.source for tree in trees), *(mount[0] for mount in box.mounts)):
+        status = os.stat(path)
+        seen.append(f"{path} {status.st_dev} {status.st_ino}")
+    with open("/proc/self/mountinfo") as file:
+        return (file.read(), *seen)
+
+
+def _may_reopen(descriptor: int) -> bool:
+    """Whether it makes no difference to Landlock that the program's descriptors were not known when it was locked."""
+    seen = os.fstat(descriptor)
+    return stat.S_ISFIFO(seen.st_mode) or stat.S_ISSOCK(seen.st_mode) or seen.st_rdev == _NULL
+
+
 class _Birth:
     """The time between our fork and the program's exec, in one of the modes: "own" uid, "caller" uid, or "bare", without namespaces."""
 
@@ -128,6 +149,7 @@ class _Birth:
         self._group: Group | None = None
         self._received: list[int] = []
         self._gate: _socket.socket | None = None
+        self._sources: tuple[str, ...] = ()
 
     def attend(self) -> Boxed:
         self._begin(self._orders())
@@ -135,6 +157,8 @@ class _Birth:
 
     def begin(self, ready: Callable[[], Receive]) -> None:
         """Up to where the program must be known."""
+        if self._box.call is None:
+            self._sources = _sources(self._box)
         orders = self._orders()
         self._gate, orders.gate = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         orders.ready = ready
@@ -145,12 +169,13 @@ class _Birth:
 
     def take(self, box: Box) -> Boxed | None:
         """The rest, for this program; None when it does not fit or has ended: then it is killed, and the caller undoes it."""
-        gate, mine = self._gate, self._box
-        alike = box._replace(name=mine.name, call=mine.call, env=mine.env, cwd=mine.cwd, fds=mine.fds, handover=None)
-        if gate is None or box.handover is None or alike != mine:
+        gate, packed = self._gate, None
+        with suppress(OSError):  # something that it is to be shown is gone
+            packed = self._pack(box)
+        if gate is None or packed is None:
             os.kill(self._pid, signal.SIGKILL)
             return None
-        words, descriptors = box.handover.pack()
+        words, descriptors = packed
         handed = (box.fds[0], box.fds[1], box.fds[2], *descriptors)
         rights = b"".join(number.to_bytes(4, "little") for number in handed)
         try:
@@ -164,6 +189,17 @@ class _Birth:
             for descriptor in descriptors:
                 os.close(descriptor)
             gate.close()
+
+    def _pack(self, box: Box) -> tuple[bytes, tuple[int, ...]] | None:
+        """What goes through the gate beside environment and standard descriptors; None for a box that is not like ours."""
+        mine = self._box
+        alike = box._replace(name=mine.name, env=mine.env, fds=mine.fds, handover=None)
+        if mine.call is None:
+            same = alike._replace(argv=mine.argv) == mine and _sources(box) == self._sources
+            return (marshal.dumps(box.argv), ()) if same and all(map(_may_reopen, box.fds.values())) else None
+        if box.handover is None or alike._replace(call=mine.call, cwd=mine.cwd) != mine:
+            return None
+        return box.handover.pack()
 
     def _begin(self, orders: boxed.Orders) -> None:
         self._fork(orders)
@@ -223,7 +259,8 @@ class _Birth:
         """Give it its identity and its control group, and let it go on."""
         if self._mode == "own":
             try:
-                idmap.write_maps(self._pid, f"{INSIDE} {orders.uid} 1", f"{INSIDE} {orders.uid} 1")
+                entry = f"{0 if orders.rooted else INSIDE} {orders.uid} 1"
+                idmap.write_maps(self._pid, entry, entry)
                 boxed.raise_oom_score(self._pid)
             except OSError as error:
                 raise _ForbiddenError("this root may not give out uids") from error
@@ -279,10 +316,14 @@ class _Birth:
     def _orders(self) -> boxed.Orders:
         """The box taken apart, with its trees taken where root is allowed what init is not."""
         box, orders = self._box, boxed.Orders()
-        for name in ("argv", "call", "cwd", "doors", "env", "fds", "limits", "program", "require", "tmp", "watch"):
+        for name in (
+            *("argv", "call", "cwd", "doors", "env", "fds", "handlers", "keeps"),
+            *("limits", "program", "require", "tmp", "watch"),
+        ):
             setattr(orders, name, getattr(box, name))
         orders.gate = orders.ready = None
         orders.inside, orders.isolated = INSIDE, self._mode != "bare"
+        orders.rooted = self._mode != "own" or bool(box.handlers)
         orders.require = tuple(name for name in box.require if name != "control group")
         orders.uid = (box.uid or FIRST_UID + os.getpid()) if self._mode == "own" else -1
         orders.maps = None if self._mode == "own" else (f"0 {os.geteuid()} 1", f"0 {os.getegid()} 1")

@@ -128,11 +128,15 @@ class Command(NamedTuple):
     system: bool = False
     layers: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
+    handlers: tuple[str, ...] = ()
+    """Lines of binfmt_misc: how the kernel starts, in this sandbox, what is not for its processor."""
     program: str = ""
     memory: int | None = None
     """Bytes for the whole sandbox where the runtime needs more than the policy's `memory` for itself; None: the policy's."""
     handover: Handover | None = None
     """The call once more, where it can be handed to a sandbox that was made before."""
+    keeps: Mapping[int, tuple[int, int]] = {}
+    """Descriptors of ours that a `call` still needs in the sandbox, and the file (device, inode) that each must be of."""
 
 
 class Ending(NamedTuple):

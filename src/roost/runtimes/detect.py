@@ -72,9 +72,14 @@ def _exe(file: File) -> Found:
 
 def _other(file: File) -> Found:
     """Archives, which may stand behind anything, and text."""
-    from roost.runtimes import detect_text, detect_zip
+    from roost.runtimes import detect_zip
 
-    return detect_zip.read(file) or detect_text.read(file)
+    found = detect_zip.read(file)
+    if found is not None:
+        return found
+    from roost.runtimes import detect_text
+
+    return detect_text.read(file)
 
 
 def _macho(file: File) -> Found:

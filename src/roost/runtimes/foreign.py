@@ -25,17 +25,23 @@ _SCORE, _ON_REQUEST = 50, 1
 _OWN_MEMORY = 128 * MiB
 """Beside the program: the translated code (its buffer holds 32 MiB at first) and the tables of the address space; 60 MiB were seen."""
 _MISSING_LIBRARY = b"error while loading shared libraries: "
+_NO_FORMAT = b"Exec format error"
+_HELPLESS = (
+    "it started a program that is not for {0}, or one for {0} that the sandbox can start from Linux 6.7 on; this is {1}"
+)
 _INTERPRETERS = ("/lib", "/lib32", "/lib64")
+_HEADER, _BIG_ENDIAN = 20, 2
 _CXX = (b"libstdc++.so", b"libgcc_s.so")
 
 
 class Setup(NamedTuple):
-    """What a program runs with: the emulator, whether it needs the host's libraries itself, and the directory with the program's libraries ("":
-    none)."""
+    """What a program runs with: the emulator, whether it needs the host's libraries itself, the directory with the program's libraries ("":
+    none), and the first words of the line by which the kernel knows programs like it."""
 
     emulator: str
     dynamic: bool
     sysroot: str
+    handler: str
 
 
 class Foreign:
@@ -78,11 +84,11 @@ class Foreign:
         emulator = _emulator(found.arch)
         dynamic = detect.detect(emulator).details.get("link") == "dynamic"
         sysroot = _sysroot(found) if _interpreter(found) and not _multiarch(found) else ""
-        return Setup(emulator, dynamic or _multiarch(found), sysroot)
+        return Setup(emulator, dynamic or _multiarch(found), sysroot, _handler(found.arch, request.file))
 
     def command(self, found: Found, request: Request, prepared: Setup) -> Command:
         """The emulator, whose only sight of the host is the program, its libraries and what is granted."""
-        emulator, dynamic, sysroot = prepared
+        emulator, dynamic, sysroot, handler = prepared
         inside, own = program_file.shown(request)
         mounts = [*own]
         # One that loads libraries of the host stays where those are; a static one needs nothing beside it.
@@ -100,6 +106,7 @@ class Foreign:
             argv=(place, *libraries, "-0", request.name or request.file, inside, *request.arguments),
             mounts=tuple(mounts),
             system=dynamic,
+            handlers=(f"{handler}:{place}:FP",) if handler else (),
             memory=None if memory is None else memory + _OWN_MEMORY,
         )
 
@@ -110,10 +117,26 @@ class Foreign:
         last = errors.rstrip().rpartition(b"\n")[2]
         if ending.code == 127 and _MISSING_LIBRARY in last:
             return ending._replace(message=_lacks(found, last.partition(_MISSING_LIBRARY)[2].partition(b":")[0]))
+        if ending.code == 126 and _NO_FORMAT in errors:
+            return ending._replace(message=_HELPLESS.format(found.arch, os.uname().release))
         if ending.code in (1, 255) and last.startswith(b"qemu-" + found.arch.encode()):
             why = last.partition(b": ")[2].decode(errors="replace")[:200]
             return Ending(FAILED, "failed", message=f"the emulator could not run it: {why}")
         return ending
+
+
+def _handler(arch: str, file: str) -> str:
+    r"""By what the kernel knows programs of the same processor as this one: their first 20 bytes, whatever their ABI (byte 7), and as type
+    (bytes 16 and 17) an executable or a shared object. "" for the host's own: the emulator is such a program itself."""
+    if arch == os.uname().machine:
+        return ""
+    with open(file, "rb") as opened:
+        header = bytearray(opened.read(_HEADER))
+    mask = bytearray(b"\xff" * _HEADER)
+    mask[7], kind = 0, 17 if header[5] == _BIG_ENDIAN else 16
+    header[kind], mask[kind] = 2, 0xFE  # ET_EXEC and ET_DYN are 2 and 3
+    magic, care = ("".join(f"\\x{byte:02x}" for byte in part) for part in (header, mask))
+    return f":{arch}:M::{magic}:{care}"
 
 
 def _emulator(arch: str) -> str:

@@ -18,7 +18,8 @@ _ON_REQUEST = "control group"
 
 
 def inspect(path: str, allowed: Policy | None = None, vm: str = "") -> dict[str, Any]:
-    """What there is to know of a program, of JSON's types; nothing of the file is executed.
+    """What there is to know of a program, of JSON's types; nothing of the file is executed. `missing` has what must be installed and by which line,
+    `missing_layers` what does not hold here and why.
 
     `code` is what running it would end with before it began: 0, 126 (its runtime is missing, or nothing runs its kind) or 127 (of no known
     kind). The policy's variables are named without their values. Raises NotFound when there is no such file, Invalid when `vm` does not fit.
@@ -37,12 +38,12 @@ def inspect(path: str, allowed: Policy | None = None, vm: str = "") -> dict[str,
         "runtime": runtime.name if runtime else "",
         "installed": dict(runtime.probe()) if runtime else {},
         "others": [each.name for each in _others(found, runtime)],
-        "needs": [need._asdict() for need in needs],
+        "missing": [need._asdict() for need in needs],
         "refusal": refusal.why if refusal else "",
         "fix": refusal.fix if refusal else " && ".join(dict.fromkeys(need.install for need in needs)),
         "policy": policy.to_mapping(allowed, secrets=False),
         "layers": layers,
-        "missing": [*missing, *(f"{layer}: required, and does not hold here" for layer in absent)],
+        "missing_layers": [*missing, *(f"{layer}: required, and does not hold here" for layer in absent)],
         "code": _code(found, needs, refusal),
     }
     return {name: _plain(value) for name, value in seen.items()}

@@ -23,6 +23,7 @@ from ctypes import (
 )
 
 from roost.errors import Unavailable
+from roost.light import Any
 
 VERSIONS = (50, 51)
 """The first major version that fits, and the first that is not known to: the library changes prototypes between majors."""
@@ -49,16 +50,19 @@ _TYPES = {
 # Name: the letters of the result (- for none) and of the parameters.
 _PROTOTYPES = {
     "sigaction": "wwss",  # the C library's, which this one is linked to
+    "malloc_usable_size": "zp",  # so is this
     "wasm_config_new": "p",
     "wasm_engine_new_with_config": "pp",
     "wasmtime_config_strategy_set": "-pk",
     "wasmtime_config_consume_fuel_set": "-pb",
     "wasmtime_config_epoch_interruption_set": "-pb",
-    "wasmtime_config_memory_init_cow_set": "-pb",
+    "wasmtime_config_cranelift_opt_level_set": "-pk",
+    "wasmtime_config_cranelift_regalloc_algorithm_set": "-pk",
     "wasmtime_engine_increment_epoch": "-p",
     "wasm_byte_vec_new": "-pzs",
     "wasm_byte_vec_delete": "-p",
     "wasmtime_wat2wasm": "pszp",
+    "wasmtime_error_new": "ps",
     "wasmtime_error_delete": "-p",
     "wasmtime_error_message": "-pp",
     "wasmtime_error_exit_status": "bpp",
@@ -131,6 +135,11 @@ _PROTOTYPES = {
     "wasmtime_component_linker_new": "pp",
     "wasmtime_component_linker_delete": "-p",
     "wasmtime_component_linker_add_wasip2": "pp",
+    "wasmtime_component_linker_allow_shadowing": "-pb",
+    "wasmtime_component_linker_root": "pp",
+    "wasmtime_component_linker_instance_add_instance": "ppszp",
+    "wasmtime_component_linker_instance_add_func": "ppszppp",
+    "wasmtime_component_linker_instance_delete": "-p",
     "wasmtime_component_linker_instantiate": "ppppp",
     "wasmtime_component_instance_get_func": "bpppp",
     "wasmtime_component_func_call": "ppppzpz",
@@ -173,8 +182,30 @@ class Value(ctypes.Union):
 Callback = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, ctypes.POINTER(Value), c_size_t)
 """wasmtime_func_unchecked_callback_t: (environment, caller, arguments and results, their number) -> a trap, or None."""
 
+ComponentCallback = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t)
+"""wasmtime_component_func_callback_t: (environment, context, type, arguments, number, results, number) -> an error, or None."""
+
+PAYLOAD = 8
+"""Where a wasmtime_component_val_t has its value: an integer, or whether a result is ok."""
+
 Writer = ctypes.CFUNCTYPE(ctypes.c_ssize_t, c_void_p, c_void_p, c_size_t)
 """What takes a guest's output: (environment, data, size) -> how much of it was taken, or -errno."""
+
+
+class _Library(ctypes.CDLL):
+    """The prototype of a function is set when it is first used, as most are not in one run; before that nobody sees it."""
+
+    def __getattr__(self, name: str) -> Any:
+        letters = _PROTOTYPES.get(name)
+        if letters is None:
+            raise AttributeError(name)
+        function = self[name]
+        function.restype = _TYPES.get(letters[0])
+        kinds: list[Any] = [_TYPES[letter] for letter in letters[1:]]
+        function.argtypes = kinds
+        setattr(self, name, function)
+        return function
+
 
 _places: dict[tuple[str, ...], str] = {}
 _library: ctypes.CDLL | None = None
@@ -228,11 +259,6 @@ def _check_version(found: str) -> None:
 
 def _load(path: str) -> ctypes.CDLL:
     try:
-        loaded = ctypes.CDLL(path)
-        for name, letters in _PROTOTYPES.items():
-            function = getattr(loaded, name)
-            function.restype = _TYPES.get(letters[0])
-            function.argtypes = [_TYPES[letter] for letter in letters[1:]]
-    except (OSError, AttributeError) as error:
+        return _Library(path)
+    except OSError as error:
         raise Unavailable("WebAssembly programs can not run here", f"{path}: {error}", FIX) from None
-    return loaded

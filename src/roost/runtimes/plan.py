@@ -58,10 +58,12 @@ def box(request: Request, command: Command, facts: Facts) -> Box:
         doors=doors(policy, facts.pinned),
         watch=facts.watch,
         calls=command.calls,
+        handlers=command.handlers,
         tty=facts.tty and command.call is None,  # what runs by a call opens no device
         require=_required(policy, command),
         program=command.program,
         handover=command.handover,
+        keeps=command.keeps,
     )
 
 

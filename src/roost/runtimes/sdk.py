@@ -7,10 +7,11 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 
-from roost.errors import CommandFailed, OutcomeUnknown, RoostError
+from roost.errors import OutcomeUnknown, RoostError
 from roost.host import workers
+from roost.model.completed import Completed
 from roost.runtimes import execution, policy
 from roost.runtimes.base import Ending, Request, Result
 
@@ -42,24 +43,10 @@ class PolicyFields(TypedDict, total=False):
     require: Sequence[str]
 
 
-class CompletedProgram(NamedTuple):
+class CompletedProgram(Completed, frozen=True):
     """A program that ended: what it was called with, what it exits with (as `roost run` does), what it printed, and how it went."""
 
-    argv: Sequence[str]
-    code: int
-    stdout_bytes: bytes
-    stderr_bytes: bytes
     result: Result
-
-    @property
-    def stdout(self) -> str:
-        """Standard output as text; what is not UTF-8 becomes U+FFFD."""
-        return self.stdout_bytes.decode(errors="replace")
-
-    @property
-    def stderr(self) -> str:
-        """Standard error as text; what is not UTF-8 becomes U+FFFD."""
-        return self.stderr_bytes.decode(errors="replace")
 
     @property
     def ending(self) -> Ending:
@@ -76,13 +63,9 @@ class CompletedProgram(NamedTuple):
         """What it was refused, and the flag that would allow it."""
         return self.result.refusals
 
-    def check(self) -> CompletedProgram:
-        """This, when the code is 0. Raises CommandFailed with the end of standard error and what was refused otherwise."""
-        if self.code:
-            said = self.ending.message or self.stderr[-2000:].strip() or "it printed nothing on standard error"
-            why = "\n".join([f"exit code {self.code}: {said}", *(f"refused: {line}" for line in self.refusals)])
-            raise CommandFailed(f"{self.argv[0]} failed", why, "see .stdout and .stderr of the result without check()")
-        return self
+    def _failure(self) -> str:
+        failure = f"exit code {self.code}: {self.ending.message}" if self.ending.message else super()._failure()
+        return "\n".join([failure, *(f"refused: {line}" for line in self.refusals)])
 
 
 def run(

@@ -11,6 +11,7 @@ from roost.host.sandbox import Boxed
 from roost.light import Any, Callable, ExitStack
 from roost.runtimes import plan, usage
 from roost.runtimes.base import Command, Ending, Policy, Request
+from roost.runtimes.late_group import LateGroup
 from roost.runtimes.loop import READ, Loop, Ready
 from roost.runtimes.refusals import Connects, Notifier, Refusals, hidden_files
 from roost.runtimes.signals import Signals
@@ -20,7 +21,7 @@ from roost.runtimes.supervision import Bounds, End, Supervisor
 CAPTURED = 64 << 20
 """Bytes of output that are kept at most where the policy sets no limit."""
 
-_NO_GROUP = "control group: it would cost more than a short run; the watchdog holds the limits, --require 'control group' makes one"
+_GROUP = "control group"
 
 Observe = Callable[[Notifier], Ready]
 """Makes what answers the system calls that are reported of a program that is watched to learn its policy."""
@@ -72,15 +73,24 @@ class Session:
         self._watch_calls(boxed, observe)
         watchdog = bounds.memory is not None or bounds.cpu_time is not None
         self.layers = (*boxed.layers, *self._command.layers, *((plan.WATCHDOG,) if watchdog else ()))
-        self.missing = (*boxed.missing, *(() if boxed.group else (_NO_GROUP,)))
+        self.missing = boxed.missing
+        if boxed.group is None:
+            limits = box.limits
+            room = None if limits.memory is None else limits.memory + box.tmp
+            supervisor.late = LateGroup(self._loop, boxed.pid, room, limits.processes)
         if started is not None:
             started(boxed)
 
     def finish(self) -> End:
-        """Wait for its end."""
+        """Wait for its end; then `layers` and `missing` tell what held at the end."""
         if self._supervisor is None:
             raise RuntimeError("the session was not started")
-        return self._supervisor.run()
+        late, end = self._supervisor.late, self._supervisor.run()
+        if late is not None and late.joined:
+            self.layers = (*self.layers, _GROUP)
+        elif late is not None:
+            self.missing = (*self.missing, f"{_GROUP}: {late.missing}")
+        return end
 
     def captured(self) -> tuple[bytes, bytes]:
         """What it printed to stdout and stderr, where that was kept."""

@@ -8,6 +8,7 @@ import time
 from roost.host.sandbox import Boxed
 from roost.light import Callable, NamedTuple, signal, suppress
 from roost.runtimes import usage
+from roost.runtimes.late_group import LateGroup
 from roost.runtimes.loop import READ, Loop
 from roost.runtimes.signals import Signals, stop_ourselves
 from roost.runtimes.streams import Stream
@@ -71,6 +72,7 @@ class Supervisor:
         self._cpu = 0.0
         self._stopped = False
         self._closed = False
+        self.late: LateGroup | None = None
 
     def run(self) -> End:
         """Wait for the end, and for what it has printed to be taken; then nothing of it is left."""
@@ -120,7 +122,7 @@ class Supervisor:
         if bounds.wall is not None:
             self._loop.at(now + bounds.wall, lambda: self.reach("wall"))
         if bounds.memory is not None:
-            self._loop.at(now + _OFTEN, self._look_at_memory)
+            self._loop.at(now + _pause(bounds.memory), self._look_at_memory)
         if bounds.cpu_time is not None:
             self._loop.at(now + bounds.cpu_time / _cpus(), self._look_at_cpu)
 
@@ -194,11 +196,12 @@ class Supervisor:
             )  # who takes its last words too slowly does not hold us up for ever
 
     def _close_group(self) -> None:
-        group, end = self._boxed.group, self._end
-        if group is None:
+        group, end = self._boxed.group or (self.late and self.late.group), self._end
+        if not group:
             return
-        self._peak = group.used()
-        if end is not None and end.signal == signal.SIGKILL and group.kills():
+        if self._boxed.group:
+            self._peak = group.used()  # one that was joined late has not seen it all, and counts files
+        if end is not None and signal.SIGKILL in (end.signal, end.code - 128) and group.kills():
             self._end = End(limit="memory")
         group.remove()
 
@@ -241,7 +244,7 @@ class Supervisor:
         if used > limit:
             self.reach("memory")
         else:
-            self._loop.at(time.monotonic() + min(max(_OFTEN, (limit - used) / _RATE), _SELDOM), self._look_at_memory)
+            self._loop.at(time.monotonic() + _pause(limit - used), self._look_at_memory)
 
     def _ask_for_buffers(self, limit: int) -> None:
         """What waits in sockets counts as well, from the next look on. Only init can tell, and only of a network that is the program's own."""
@@ -259,6 +262,11 @@ class Supervisor:
             self.reach("cpu_time")
         else:  # it can not use up the rest before that
             self._loop.at(time.monotonic() + max(_LEAST, left / _cpus()), self._look_at_cpu)
+
+
+def _pause(left: int) -> float:
+    """Seconds until the next look at the memory, where so many bytes of it are left."""
+    return min(max(_OFTEN, left / _RATE), _SELDOM)
 
 
 def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int:

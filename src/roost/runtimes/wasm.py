@@ -106,14 +106,16 @@ class WasmRuntime:
             else tuple(word if is_text(word) else b"" for word in words),
             env={**ENVIRONMENT, **_directory(opened, request.cwd), **dict(policy.env)},
             preopens=opened,
-            network=bool(policy.net or policy.publish),
+            network=isinstance(program, Component),
             root=root(),
             memory=policy.memory,
             fuel=policy.fuel,
         )
         call = Call(program, guest, self._report)
         made = wasm_call.command(call, policy)
-        return made._replace(mounts=mounts, handover=call if isinstance(program, Artefact) else None)
+        if isinstance(program, Artefact):
+            return made._replace(mounts=mounts, handover=call)
+        return made._replace(mounts=mounts, keeps=program.sources)
 
     def classify(self, found: Found, ending: Ending, errors: bytes) -> Ending:
         """What the guest's own process reported, where it came to that."""

@@ -10,7 +10,7 @@ import os
 from roost.errors import RoostError
 from roost.host import sandbox
 from roost.host.box import Receive
-from roost.light import Callable
+from roost.light import Callable, suppress
 from roost.runtimes import plan, wasm_kept
 from roost.runtimes.base import FAILED, LIMIT, TRAPPED, Command, MiB, Policy, Request
 from roost.runtimes.wasm_compile import Artefact, artefact_of_bytes
@@ -73,7 +73,7 @@ class Call:
     def __call__(self) -> int:
         set_trap_handlers(self._actions)
         try:
-            stop = self._mapped().run(self._guest)
+            stop = self._mapped().run(self._guest, last=True)
         except RoostError as error:
             stop = Stop("error", f"{error.what}: {error.why}")
         self._report.write(stop)
@@ -128,6 +128,8 @@ def stand_by() -> None:
         return lambda words, descriptors: _receive(words, descriptors, actions)
 
     sandbox.prepare(plan.box(Request("", policy=policy), command(lambda: 0, policy), facts), ready)
+    with suppress(RoostError, OSError):
+        _rehearse()
 
 
 def suits(artefact: Artefact, policy: Policy) -> bool:
@@ -142,6 +144,26 @@ def _code_of_nothing() -> bytes:
         return os.pread(artefact.descriptor, artefact.size, 0)
     finally:
         os.close(artefact.descriptor)
+
+
+def _rehearse() -> None:
+    """Do what comes before the sandbox of a run, for the same reason as `_warm_up`."""
+    from roost.runtimes import detect, execution, policy
+
+    descriptor = os.memfd_create("nothing", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, _NOTHING)
+        parsed = policy.parse([f"/proc/self/fd/{descriptor}", "out"])
+        request = Request(parsed.file, parsed.arguments, parsed.policy, "/", name=parsed.file)
+        found = detect.detect(request.file)
+        runtime = execution.choose(found)
+        made = runtime.command(found, request, runtime.prepare(found, request))
+        facts = plan.Facts(os.getpid(), {0: 0, 1: 1, 2: 2})
+        handover = plan.box(request, made, facts).handover
+        for number in () if handover is None else handover.pack()[1]:
+            os.close(number)
+    finally:
+        os.close(descriptor)
 
 
 def _warm_up(code: bytes, actions: dict[int, bytes]) -> None:

@@ -29,7 +29,7 @@ _SECONDS = {WINCH: 60, CRANELIFT: 300}
 _AGAIN = 600.0  # seconds after which a background compilation that came to nothing is tried once more
 _SETTLED = 1.0  # seconds that a file has rested before its hash is kept: two changes in one tick look alike
 
-_MAGIC = b"roostwc2"  # another one whenever `wasm_engine.engine` configures engines differently
+_MAGIC = b"roostwc3"  # another one whenever `wasm_engine.engine` configures engines differently
 _TRAILER = struct.Struct("<8sQIII")  # magic, bytes of code, component or not, CRC-32 of its first and of its last bytes
 _EDGE = 4096
 

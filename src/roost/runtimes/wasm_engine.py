@@ -10,6 +10,7 @@ from roost.runtimes.libwasmtime import ByteVector, library, take_bytes
 CRANELIFT, WINCH = 1, 2
 """WASMTIME_STRATEGY_*: the compiler for fast code, and the one that compiles fast."""
 
+_NO_OPTIMIZATION, _SINGLE_PASS = 0, 1  # WASMTIME_OPT_LEVEL_NONE, WASMTIME_REGALLOC_SINGLE_PASS
 _LONGEST = 2000  # characters of a message: a guest chooses the names in it
 _MEMORY_LIMITS = ("exceeds memory limits", "memory limit", "exceeds the limit of allocations", "GC heap out of memory")
 _SIGACTION = 152  # bytes of struct sigaction, as the C library has it
@@ -69,9 +70,9 @@ def engine(options: Options) -> int:
         lib.wasmtime_config_strategy_set(config, options.strategy)
         lib.wasmtime_config_consume_fuel_set(config, options.fuel)
         lib.wasmtime_config_epoch_interruption_set(config, options.epochs)
-        lib.wasmtime_config_memory_init_cow_set(
-            config, False
-        )  # it would need a descriptor in the sandbox, where there is none
+        if options.strategy == WINCH:  # which has Cranelift make what leads into each function: as quickly as that can
+            lib.wasmtime_config_cranelift_opt_level_set(config, _NO_OPTIMIZATION)
+            lib.wasmtime_config_cranelift_regalloc_algorithm_set(config, _SINGLE_PASS)
         found = _engines.setdefault(options, lib.wasm_engine_new_with_config(config))
     return found
 

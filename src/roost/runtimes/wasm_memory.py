@@ -7,6 +7,29 @@ from ctypes import byref, memmove, string_at
 from roost.errors import Invalid
 from roost.runtimes.libwasmtime import MEMORY, Extern, library
 
+_RESERVED = 1 << 30
+"""Bytes of address space at least that Wasmtime keeps free behind each linear memory (4 GiB and a guard, less the memory)."""
+
+
+def largest() -> int:
+    """Bytes of the largest linear memory in this process; a component exports none that could be asked. 0 when it can not be told.
+
+    Wasmtime reserves what a memory may grow to, and opens so much of it as it has.
+    """
+    found, size, end = 0, 0, 0
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            for line in file:
+                place, rights = line.split(b" ", 2)[:2]
+                first, last = (int(word, 16) for word in place.split(b"-"))
+                if rights == b"---p" and first == end and last - first >= _RESERVED:
+                    found = max(found, size)
+                before = size if first == end else 0
+                size, end = before + last - first if rights == b"rw-p" else 0, last
+    except (OSError, ValueError):
+        return 0
+    return found
+
 
 class Memory:
     """The linear memory of an instance, or of the guest that is calling us. Each access looks at its size anew; Invalid for what is outside."""

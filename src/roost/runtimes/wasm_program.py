@@ -6,13 +6,16 @@ import os
 from ctypes import byref, c_bool, c_uint8, c_uint64, c_void_p, string_at
 
 from roost.errors import Invalid, RoostError
-from roost.light import Any, Callable, Mapping
+from roost.light import Any, Callable, Iterable, Mapping, suppress
+from roost.runtimes import wasm_memory
 from roost.runtimes.base import MiB
 from roost.runtimes.libwasmtime import (
     I32,
     MEMORY,
+    PAYLOAD,
     ByteVector,
     Callback,
+    ComponentCallback,
     Extern,
     Vector,
     library,
@@ -26,7 +29,9 @@ SMALL = 1 * MiB
 
 _UNLIMITED = -1
 _TABLES = 16  # bytes of an element of a table: as much of them as of memory
-_WORLDS = tuple(f"wasi:cli/run@0.2.{minor}" for minor in range(16))
+_MINORS = range(16)  # of WASI 0.2, more than there are
+_WORLDS = tuple(f"wasi:cli/run@0.2.{minor}" for minor in _MINORS)
+_EXITS = tuple(f"wasi:cli/exit@0.2.{minor}".encode() for minor in _MINORS)
 _PREVIEW_1 = b"wasi_snapshot_preview1"
 _START = b"_start"
 
@@ -89,7 +94,7 @@ class Module:
 
     def __init__(self, artefact: Artefact) -> None:
         self.artefact = artefact
-        self._pointer = _mapped(artefact)
+        self._pointer, self.sources = _mapped(artefact)
         self._linker = _linkers.pop(artefact.options, 0) or _linker(artefact.options)
         self._pre = c_void_p()
         self._callbacks: list[Any] = []
@@ -172,30 +177,33 @@ class Module:
 
 
 class Component:
-    """A component, linked with WASI preview 2."""
+    """A component, linked with WASI preview 2, of whose `wasi:cli/exit` it has `exit-with-code` too: with `exit` alone it ends with 0 or 1."""
 
     def __init__(self, artefact: Artefact) -> None:
         lib = library()
         self.artefact = artefact
-        self._pointer = _mapped(artefact)
+        self._pointer, self.sources = _mapped(artefact)
         self._linker: int = lib.wasmtime_component_linker_new(engine(artefact.options))
         _check(lib.wasmtime_component_linker_add_wasip2(self._linker))
+        self._codes: dict[int, int] = {}
+        self._callbacks = [ComponentCallback(self._exit), ComponentCallback(self._exit_with_code)]
+        self._define_exit()
 
     def close(self) -> None:
         """Give everything back."""
         library().wasmtime_component_linker_delete(self._linker)
         library().wasmtime_component_delete(self._pointer)
 
-    def run(self, guest: Guest) -> Stop:
-        """Run it as a command."""
+    def run(self, guest: Guest, *, last: bool = False) -> Stop:
+        """Run it as a command; `last`: nothing is run in this process after it."""
         store = Store(self.artefact, guest)
         try:
             store.give_wasi()
-            return self._run(store)
+            return self._run(store, guest, last=last)
         finally:
             store.close()
 
-    def _run(self, store: Store) -> Stop:
+    def _run(self, store: Store, guest: Guest, *, last: bool) -> Stop:
         lib = library()
         world = next(filter(None, (self._export(None, name.encode()) for name in _WORLDS)), None)
         run = world and self._export(world, b"run")
@@ -204,13 +212,48 @@ class Component:
         instance, function, result = (c_uint64 * 4)(), (c_uint64 * 4)(), (c_uint8 * 64)()
         error = lib.wasmtime_component_linker_instantiate(self._linker, store.context, self._pointer, byref(instance))
         if error:
-            return _foreign(stop_of_error(error))
+            return self._ended(store, error) or _foreign(stop_of_error(error))
+        if last:
+            _close(self.sources)
         if not lib.wasmtime_component_instance_get_func(byref(instance), store.context, run, byref(function)):
             return Stop("error", "its wasi:cli/run is no function")
         error = lib.wasmtime_component_func_call(byref(function), store.context, None, 0, byref(result), 1)
         if error:
-            return stop_of_error(error)
-        return Stop("exit", code=0 if c_bool.from_buffer(result, 8).value else 1)
+            return self._ended(store, error) or _limited(stop_of_error(error), wasm_memory.largest(), guest)
+        return Stop("exit", code=0 if c_bool.from_buffer(result, PAYLOAD).value else 1)
+
+    def _define_exit(self) -> None:
+        """In place of Wasmtime's own, which has no `exit-with-code`. A component finds the version that it names, or the last one."""
+        lib = library()
+        lib.wasmtime_component_linker_allow_shadowing(self._linker, True)
+        root = lib.wasmtime_component_linker_root(self._linker)
+        for interface in _EXITS:
+            made = c_void_p()
+            _check(lib.wasmtime_component_linker_instance_add_instance(root, interface, len(interface), byref(made)))
+            for name, callback in zip((b"exit", b"exit-with-code"), self._callbacks, strict=True):
+                add = lib.wasmtime_component_linker_instance_add_func
+                _check(add(made, name, len(name), callback, None, None))
+            lib.wasmtime_component_linker_instance_delete(made)
+        lib.wasmtime_component_linker_instance_delete(root)
+
+    def _exit(self, _: int | None, context: int, shape: int, values: int, *results: int) -> int:
+        return self._end(context, 0 if c_bool.from_address(values + PAYLOAD).value else 1)
+
+    def _exit_with_code(self, _: int | None, context: int, shape: int, values: int, *results: int) -> int:
+        return self._end(context, c_uint8.from_address(values + PAYLOAD).value)
+
+    def _end(self, context: int, code: int) -> int:
+        self._codes[context] = code
+        error: int = library().wasmtime_error_new(b"exit")
+        return error
+
+    def _ended(self, store: Store, error: int) -> Stop | None:
+        """How it wanted to end, where the error is but that; the error is then given back."""
+        code = self._codes.pop(store.context, None)
+        if code is None:
+            return None
+        library().wasmtime_error_delete(error)
+        return Stop("exit", code=code)
 
     def _export(self, inside: int | None, name: bytes) -> int | None:
         found: int | None = library().wasmtime_component_get_export_index(self._pointer, inside, name, len(name))
@@ -238,13 +281,20 @@ class Command:
         """Give everything back."""
         self._module.close()
 
-    def run(self, guest: Guest) -> Stop:
-        """Run it to its end."""
+    @property
+    def sources(self) -> Mapping[int, tuple[int, int]]:
+        """Descriptors by which the library has the code, and their file: what `Box.keeps` takes."""
+        return self._module.sources
+
+    def run(self, guest: Guest, *, last: bool = False) -> Stop:
+        """Run it to its end; `last`: nothing is run in this process after it."""
         store = Store(self._module.artefact, guest)
         try:
             store.give_wasi()
             instance, stop = self._module.instantiate(store)
             if stop is None:
+                if last:
+                    _close(self.sources)
                 found = Extern()
                 library().wasmtime_instance_export_get(
                     store.context, byref(instance), _START, len(_START), byref(found)
@@ -252,7 +302,7 @@ class Command:
                 stop = call(store, found, None, 0)
             if stop is None or store.context in self._codes:
                 return Stop("exit", code=self._codes.get(store.context, 0))
-            return _explain(stop, store, instance, guest)
+            return _limited(stop, memory_size(store, instance), guest)
         finally:
             self._codes.pop(store.context, None)
             store.close()
@@ -281,21 +331,17 @@ def memory_size(store: Store, instance: Any, name: bytes = b"memory") -> int:
     return size
 
 
-def _explain(stop: Stop, store: Store, instance: Any, guest: Guest) -> Stop:
-    """A guest that is refused memory does what it likes, mostly to trap: then the limit is what the caller wants to hear of."""
-    if stop.kind == "trap" and guest.memory is not None:
-        size = memory_size(store, instance)
-        if 2 * size >= guest.memory:
-            return Stop(
-                "limit",
-                f"it had {size // MiB} of {guest.memory // MiB} MiB when it stopped: {stop.message}",
-                limit="memory",
-            )
-    return stop
+def _limited(stop: Stop, size: int, guest: Guest) -> Stop:
+    """A guest that is refused memory does what it likes, mostly to trap: then the limit is what the caller wants to hear of. It had `size` bytes."""
+    if stop.kind != "trap" or guest.memory is None or 2 * size < guest.memory:
+        return stop
+    had = f"it had {size // MiB} of {guest.memory // MiB} MiB when it stopped: {stop.message}"
+    return Stop("limit", had, limit="memory")
 
 
-def _mapped(artefact: Artefact) -> int:
-    """The code, mapped or copied from its descriptor, which is closed."""
+def _mapped(artefact: Artefact) -> tuple[int, Mapping[int, tuple[int, int]]]:
+    """The code, mapped or copied from its descriptor, which is closed; and the library's own descriptors of what was mapped, with its identity
+    (device, inode): it maps the first content of an instance's memory from there."""
     pointer = c_void_p()
     what = "component" if artefact.component else "module"
     try:
@@ -305,13 +351,33 @@ def _mapped(artefact: Artefact) -> int:
                 engine(artefact.options), code, len(code), byref(pointer)
             )
             _check(error)
-            return pointer.value or 0
+            return pointer.value or 0, {}
         path = f"/proc/self/fd/{artefact.descriptor}".encode()
         error = getattr(library(), f"wasmtime_{what}_deserialize_file")(engine(artefact.options), path, byref(pointer))
+        sources = _descriptors(artefact.descriptor)
     finally:
         os.close(artefact.descriptor)
     _check(error)
-    return pointer.value or 0
+    return pointer.value or 0, sources
+
+
+def _descriptors(like: int) -> Mapping[int, tuple[int, int]]:
+    """All others that are open of the same file."""
+    found = {}
+    wanted = os.fstat(like)
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            seen = os.fstat(int(name))
+            if int(name) != like and (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino):
+                found[int(name)] = (seen.st_dev, seen.st_ino)
+    return found
+
+
+def _close(sources: Iterable[int]) -> None:
+    """What the guest needs no more: its memory is there."""
+    for descriptor in sources:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _check(error: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from ctypes import byref, c_char_p, string_at
+from ctypes import byref, c_char_p, memmove, string_at
 
 from roost.errors import Invalid
 from roost.light import Iterable, Mapping, NamedTuple, Sequence
@@ -48,7 +48,9 @@ class Preopen(NamedTuple):
 
 class Guest(NamedTuple):
     """What one run is given. `stdin` and the two `outputs` are None for our own; `root` is the identity of the root directory that is not the
-    sandbox's. `memory` in bytes of each linear memory; `fuel` in instructions; `deadline` in ticks of the engine's epoch."""
+    sandbox's. `network`: it may try to connect, in a sandbox alone: that has a network of its own, which leads to what is allowed, and the kernel
+    tells of the rest, so that the refusal names the flag. `memory` in bytes of each linear memory; `fuel` in instructions; `deadline` in ticks of
+    the engine's epoch."""
 
     arguments: tuple[bytes, ...] = ()
     env: Mapping[str, str] = {}
@@ -124,10 +126,23 @@ def config(guest: Guest) -> int:
     except BaseException:
         lib.wasi_config_delete(made)
         raise
-    if guest.network:
+    if guest.network and root() != guest.root:
         lib.wasi_config_inherit_network(made)
-        lib.wasi_config_allow_ip_name_lookup(made, True)
+        _allow_tcp(made)
     return made
+
+
+def _allow_tcp(made: int) -> None:
+    """Name look-ups and TCP. From version 48 on Wasmtime leaves TCP off, and its C library (50.0.1) has no call to switch it on: the three switches
+    for look-ups, UDP and TCP are bytes side by side, of which the first is found by setting it. Where that is not so, TCP stays off."""
+    lib = library()
+    size = lib.malloc_usable_size(made)
+    before = string_at(made, size)
+    lib.wasi_config_allow_ip_name_lookup(made, True)
+    after = string_at(made, size)
+    changed = [index for index in range(size) if before[index] != after[index]]
+    if len(changed) == 1 and after[changed[0] : changed[0] + 3] == b"\1\0\0":
+        memmove(made + changed[0] + 2, b"\1", 1)
 
 
 def _set_words(made: int, guest: Guest) -> None:

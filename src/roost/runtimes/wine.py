@@ -87,6 +87,11 @@ class Wine:
         wine, directory = prepared
         return _command(wine, directory, request, display.lend(request, windows=_has_windows(found)))
 
+    def beforehand(self, prepared: Any) -> tuple[str, ...]:
+        """The server, which by itself the first process of a program starts; it ends when it serves. With -p it does not end for want of one."""
+        wine: Installation = prepared[0]
+        return wine.server, "-p"
+
     def classify(self, found: Found, ending: Ending, errors: bytes) -> Ending:
         """The signal tells which exception it was."""
         if ending.reason == "signal" and ending.signal in _EXCEPTIONS:

@@ -12,6 +12,7 @@ import fcntl
 import gc
 import os
 import resource
+import select
 import sys
 import time
 
@@ -19,7 +20,7 @@ from roost.errors import RoostError
 from roost.host import sandbox, workers
 from roost.light import Callable, Iterable, NamedTuple, import_module, suppress
 from roost.runtimes.loop import READ, Loop
-from roost.runtimes.zygote_client import FORWARDED, LONGEST, peer, place
+from roost.runtimes.zygote_client import FORWARDED, LONGEST, MODULES, SYSTEM, peer, place
 
 IDLE = 60.0
 """Seconds without a run after which it ends itself."""
@@ -46,11 +47,13 @@ class Accepted(NamedTuple):
 class Work(NamedTuple):
     """What the zygote is for. `accept` makes a run of the words after `roost run`, or None of what is not for it, and runs nothing yet; `keep`
     is told in the parent which file was run, so that later runs find ready what can be kept of it; `stand_by` does in the standby what can be
-    done before it is known what will run. None of them may start a thread."""
+    done before it is known what will run. `spare` makes in another standby, for programs of other kinds, what the next run of this file from
+    this directory can use. None of them may start a thread."""
 
     accept: Callable[[list[str]], Accepted | None]
     keep: Callable[[str], None]
     stand_by: Callable[[], None]
+    spare: Callable[[str, str], None]
 
 
 def serve(work: Work, idle: float = IDLE) -> None:
@@ -98,9 +101,26 @@ _KEPT_PREFIXES = ("PYTHON", "XDG_", "LC_", "ROOST_")
 
 
 class _Run:
-    def __init__(self, worker: workers.Worker, connection: _socket.socket) -> None:
+    def __init__(self, worker: workers.Worker, connection: _socket.socket, place: _Place) -> None:
         self.worker = worker
         self.connection = connection
+        self.place = place
+
+
+class _Place:
+    """A socket at which callers are taken, and the standby that takes the next of them."""
+
+    def __init__(self, end: str) -> None:
+        self.end = end
+        self.standby: workers.Worker | None = None
+        self.word = self.theirs = self.listener = _socket.socket()
+        self.last: tuple[str, str] | None = None
+        """File and directory of the last run."""
+
+    def listen(self, directory: int, name: str) -> None:
+        self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        self.listener.bind(f"/proc/self/fd/{directory}/{name}{self.end}")
+        self.listener.listen(MOST)
 
 
 class _Zygote:
@@ -110,32 +130,29 @@ class _Zygote:
         self._loop = Loop()
         self._runs: set[_Run] = set()
         self._stop = False
-        self._file = ""
         self._build = _installation()
-        self._standby: workers.Worker | None = None
-        self._word = self._theirs = self._listener = _socket.socket()
+        self._modules, self._system = self._places = (_Place(MODULES), _Place(SYSTEM))
 
     def run(self, path: str) -> None:
         import_module("socket")  # for `_stand_by`
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # a dead one's: the lock is ours
-        self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _check_private(directory)
-            self._listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
-            self._listener.listen(MOST)
+            for each in self._places:
+                _unlink(path + each.end)  # a dead one's: the lock is ours
+                each.listen(directory, os.path.basename(path))
             gc.freeze()
             gc.set_threshold(_GARBAGE)
-            self._replace_standby()
+            self._replace_standby(self._modules)
+            self._await_first(self._system)
             self._rest()
             while not self._stop or self._runs:
                 self._loop.turn()
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            if self._standby is not None:
-                self._standby.signal(9)
+            for each in self._places:
+                _unlink(path + each.end)
+                if each.standby is not None:
+                    each.standby.signal(9)
 
     def _rest(self) -> None:
         """Begin to be idle."""
@@ -144,61 +161,82 @@ class _Zygote:
     def _end_if_idle(self) -> None:
         self._stop = self._stop or not self._runs
 
-    def _replace_standby(self) -> None:
-        if self._stop or self._standby is not None or len(self._runs) >= MOST:
-            return
-        self._word, self._theirs = _pair()
-        self._standby = workers.fork_worker(self._stand_by)
-        self._theirs.close()
-        self._loop.watch(self._word.fileno(), READ, self._standby_speaks)
-        self._loop.watch(self._standby.pidfd, READ, self._standby_ended)
+    def _end(self) -> None:
+        """Take nobody any more."""
+        self._stop = True
+        for each in self._places:
+            self._loop.forget(each.listener.fileno())
+            each.listener.close()
 
-    def _standby_speaks(self, _: int) -> None:
-        """It has taken a caller; here is the connection."""
-        standby = self._standby
-        path, descriptors = _receive(self._word)
-        if standby is None or not descriptors:
-            self._loop.forget(self._word.fileno())
+    def _await_first(self, place: _Place) -> None:
+        """Its standby is made for the first caller: most users have none, and while a program runs it is not to compete with it."""
+
+        if not self._stop:
+            self._loop.watch(place.listener.fileno(), READ, lambda _: self._replace_standby(place))
+
+    def _replace_standby(self, place: _Place) -> None:
+        if self._stop or place.standby is not None:
             return
-        run = _Run(standby, _socket.socket(fileno=descriptors[0]))
-        self._forget_standby()
+        self._loop.forget(place.listener.fileno())
+        if len(self._runs) >= MOST:
+            return
+        place.word, place.theirs = _pair()
+        place.standby = workers.fork_worker(lambda: self._stand_by(place))
+        place.theirs.close()
+        self._loop.watch(place.word.fileno(), READ, lambda _: self._standby_speaks(place))
+        self._loop.watch(place.standby.pidfd, READ, lambda _: self._standby_ended(place))
+
+    def _standby_speaks(self, place: _Place) -> None:
+        """It has taken a caller; here is the connection."""
+        standby = place.standby
+        words, descriptors = b"", list[int]()
+        with suppress(ConnectionResetError):  # it has ended before it heard us
+            words, descriptors = _receive(place.word)
+        if standby is None or not descriptors:
+            self._loop.forget(place.word.fileno())
+            return
+        run = _Run(standby, _socket.socket(fileno=descriptors[0]), place)
+        self._forget_standby(place)
         self._runs.add(run)
         self._loop.watch(run.connection.fileno(), READ, lambda _: self._caller_speaks(run))
         self._loop.watch(run.worker.pidfd, READ, lambda _: self._run_ended(run))
-        self._file = os.fsdecode(path)
-        self._loop.at(time.monotonic() + _PAUSE, self._refresh)
+        file, cwd = words.split(b"\0")
+        place.last = os.fsdecode(file), os.fsdecode(cwd)
+        if place is self._system:
+            self._await_first(place)
+        else:
+            self._loop.at(time.monotonic() + _PAUSE, self._refresh)
 
     def _refresh(self) -> None:
-        """Get ready for the next run."""
-        if self._standby is None:
-            self._keep(self._file)
-            self._replace_standby()
+        """Get ready for the next run of a module."""
+        if self._modules.standby is None:
+            if self._modules.last is not None:
+                self._keep(self._modules.last[0])
+            self._replace_standby(self._modules)
 
     def _keep(self, path: str) -> None:
         with suppress(RoostError, OSError):
             self._work.keep(path)
         gc.freeze()  # what is there stays: a child's collector must not touch, and so copy, all of its memory
         if len(os.listdir("/proc/self/task")) > 1:
-            self._stop = True  # no fork of a process with threads
-            self._listener.close()
+            self._end()  # no fork of a process with threads
 
-    def _forget_standby(self) -> None:
-        if self._standby is not None:
-            self._loop.forget(self._word.fileno())
-            self._loop.forget(self._standby.pidfd)
-            self._word.close()
-            self._standby = None
+    def _forget_standby(self, place: _Place) -> None:
+        if place.standby is not None:
+            self._loop.forget(place.word.fileno())
+            self._loop.forget(place.standby.pidfd)
+            place.word.close()
+            place.standby = None
 
-    def _standby_ended(self, _: int) -> None:
+    def _standby_ended(self, place: _Place) -> None:
         """Without having taken anybody: it refused one, or the installation is another."""
-        if self._standby is None:
+        if place.standby is None:
             return
-        status = self._standby.wait()
-        self._forget_standby()
+        status = place.standby.wait()
+        self._forget_standby(place)
         if os.waitstatus_to_exitcode(status) != 0:
-            self._stop = True
-            self._listener.close()
-        self._replace_standby()
+            self._end()
+        self._replace_standby(place)
 
     def _caller_speaks(self, run: _Run) -> None:
         try:
@@ -220,18 +258,31 @@ class _Zygote:
         self._runs.discard(run)
         self._rest()
         self._refresh()
+        if run.place is self._system:
+            self._refresh_system()
 
-    def _stand_by(self) -> int:
+    def _refresh_system(self) -> None:
+        """Get ready for the next run of another program, with a spare when none runs that it would slow down."""
+        if any(run.place is self._system for run in self._runs):
+            if self._system.standby is None:
+                self._await_first(self._system)
+            return
+        self._replace_standby(self._system)
+        with suppress(OSError):  # it has just ended
+            if self._system.standby is not None:
+                self._system.word.send(b"spare")
+
+    def _stand_by(self, place: _Place) -> int:
         """The standby's life: wait for a caller that can be served, and serve it."""
-        import socket  # not for `start`: it costs milliseconds
-
-        self._word.close()
-        self._listener = listener = socket.socket(fileno=self._listener.detach())
+        accept = self._settle(place)
         ourselves = _likeness("self")
         os.setsid()
-        self._work.stand_by()
+        if place is self._modules:
+            self._work.stand_by()
         while True:
-            connection = listener.accept()[0]
+            if place is self._system:
+                self._await_caller(place)
+            connection = accept()
             if _seen(self._build) != self._build:
                 return _OTHER_BUILD
             try:
@@ -242,7 +293,29 @@ class _Zygote:
                 with suppress(OSError):
                     connection.send(b"odd")
                 return 0  # half of it may be like the caller already
-            return self._serve(connection, run)
+            return self._serve(place, connection, run)
+
+    def _settle(self, place: _Place) -> Callable[[], _socket.socket]:
+        """Keep what is for us alone; what accepts a caller."""
+        import socket  # not for `start`: it costs milliseconds
+
+        place.word.close()
+        for each in self._places:
+            if each is not place:
+                each.listener.close()
+        place.listener = listener = socket.socket(fileno=place.listener.detach())
+        return lambda: listener.accept()[0]
+
+    def _await_caller(self, place: _Place) -> None:
+        """And make the spare when we are told to; after it nobody tells us anything."""
+        poll = select.poll()
+        poll.register(place.listener.fileno(), select.POLLIN)
+        poll.register(place.theirs.fileno(), select.POLLIN)
+        while place.listener.fileno() not in dict(poll.poll()):
+            poll.unregister(place.theirs.fileno())
+            place.theirs.recv(64)
+            if place.last is not None:
+                self._work.spare(*place.last)
 
     def _take(self, connection: _socket.socket, ourselves: tuple[str, ...]) -> Accepted | None:
         """Become like the caller and look at what it wants; None when that is not for us."""
@@ -267,11 +340,11 @@ class _Zygote:
             os.environb[name] = value
         return self._work.accept([os.fsdecode(word) for word in arguments])
 
-    def _serve(self, connection: _socket.socket, accepted: Accepted) -> int:
+    def _serve(self, place: _Place, connection: _socket.socket, accepted: Accepted) -> int:
         descriptor = connection.fileno().to_bytes(4, sys.byteorder)
-        self._theirs.sendmsg([os.fsencode(accepted.file)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor)])
-        self._listener.close()
-        self._theirs.close()
+        words = os.fsencode(f"{accepted.file}\0{os.getcwd()}")
+        place.theirs.sendmsg([words], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor)])
+        place.listener.close()  # the other socket stays open: with something unread in it, closing it would take back what we sent
         connection.settimeout(_PATIENCE)
         connection.send(b"begun")  # raises when the caller no longer waits: then nothing may run
         code = accepted.run()
@@ -289,6 +362,11 @@ def _receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     data, extra, _, _ = connection.recvmsg(LONGEST, _socket.CMSG_SPACE(16), _socket.MSG_CMSG_CLOEXEC)
     numbers = b"".join(content for _, kind, content in extra if kind == _socket.SCM_RIGHTS)
     return data, [int.from_bytes(numbers[at : at + 4], sys.byteorder) for at in range(0, len(numbers) // 4 * 4, 4)]
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _check_private(directory: int) -> None:

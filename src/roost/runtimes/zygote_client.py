@@ -13,6 +13,8 @@ LONGEST = 128 << 10
 """Bytes of arguments and environment that fit into one message: a socket takes 208 KiB (net.core.wmem_default) with its own bookkeeping."""
 FORWARDED = (1, 2, 3, 10, 12, 15, 18, 20)
 """SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCONT, SIGTSTP: what we are sent is sent on to the run."""
+MODULES, SYSTEM = "", ".system"
+"""How the names of the two sockets end: that for WebAssembly modules, and that for programs which see the host's programs and libraries."""
 _MODULE = b"\0asm"
 _PATIENCE = 2.0  # seconds until the run has begun; then it takes what it takes
 
@@ -29,16 +31,18 @@ def place() -> tuple[str, str]:
     return os.path.join(os.path.abspath(run), "zygote"), name
 
 
-def wanted(words: list[str]) -> bool:
-    """Whether the zygote should be asked at all: the words name a file, and no terminal is to be read.
+def wanted(words: list[str]) -> str:
+    """Which of the zygote's sockets should be asked, by the end of its name; "no" for none: the words name no file, or a terminal is to be read.
 
     A program that reads the terminal must be in the caller's session, where Ctrl-Z and `bg` mean it; one that is no WebAssembly module may
     ask more of a terminal than to be written to.
     """
     if os.environ.get("ROOST_ZYGOTE") == "0" or sys.getfilesystemencoding() != "utf-8" or os.isatty(0):
-        return False
+        return "no"
     starts = [start for start in map(_start_of, words[:64]) if start]
-    return _MODULE in starts or (bool(starts) and not os.isatty(1) and not os.isatty(2))
+    if _MODULE in starts:
+        return MODULES
+    return SYSTEM if starts and not os.isatty(1) and not os.isatty(2) else "no"
 
 
 def offer(words: list[str]) -> int | None:
@@ -46,10 +50,12 @@ def offer(words: list[str]) -> int | None:
 
     Raises OutcomeUnknown when it began and then was lost, and KeyboardInterrupt.
     """
-    if not wanted(words):
+    end = wanted(words)
+    if end == "no":
         return None
+    directory, name = place()
     try:
-        connection = _connect(*place())
+        connection = _connect(directory, name + end)
     except OSError:
         return None
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
+from roost.host import boxed_root, kernel
 from roost.runtimes.base import Ending, Found, Grant, Policy, Request
-from roost.runtimes.foreign import EMULATED, Foreign
+from roost.runtimes.foreign import EMULATED, Foreign, _handler
 from roost.runtimes.native import Native
 from roost.runtimes.program_file import shown
 from roost.runtimes.script import Script
@@ -42,6 +45,43 @@ def test_an_ending_of_the_program_stays_as_it_is(code: int) -> None:
     ending = Ending(code)
     assert Foreign().classify(elf(FOREIGN), ending, b"some words\n") == ending
     assert Native().classify(elf(HOST), ending, b"some words\n") == ending
+
+
+def test_a_program_that_it_could_not_start_is_explained() -> None:
+    said = b"/bin/dash: 1: /app/other: Exec format error\n"
+    ending = Foreign().classify(elf(FOREIGN), Ending(126), said)
+    assert (ending.code, ending.reason) == (126, "exit")
+    assert "Linux 6.7" in ending.message
+
+
+def test_the_kernel_knows_programs_of_one_processor_by_their_header(tmp_path: Path) -> None:
+    little, big = tmp_path / "little", tmp_path / "big"
+    little.write_bytes(b"\x7fELF\2\1\1\3" + bytes(8) + b"\3\0\xb7\0" + bytes(44))
+    big.write_bytes(b"\x7fELF\2\2\1\0" + bytes(8) + b"\0\2\0\x16" + bytes(44))
+    lines = [_handler("arch", str(file)) for file in (little, big)]
+    magics = [r"\x7f\x45\x4c\x46\x02\x01\x01\x03", r"\x7f\x45\x4c\x46\x02\x02\x01\x00"]
+    ends = [r"\x02\x00\xb7\x00", r"\x00\x02\x00\x16"]
+    cares = [r"\xfe\xff\xff\xff", r"\xff\xfe\xff\xff"]
+    zeros = r"\x00" * 8
+    for line, magic, end, care in zip(lines, magics, ends, cares, strict=True):
+        assert line == f":arch:M::{magic}{zeros}{end}:{any_abi()}{care}"
+    assert _handler(HOST, str(little)) == ""
+
+
+def any_abi() -> str:
+    return r"\xff" * 7 + r"\x00" + r"\xff" * 8
+
+
+def test_a_kernel_that_lets_no_sandbox_have_handlers_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(kernel, "mount", refuse)
+    monkeypatch.setattr(boxed_root, "_BINFMT_PARENT", str(tmp_path))
+    (missing,) = boxed_root.register((":x:M::x::/x:FP",))
+    assert missing.startswith("programs that it starts: Operation not permitted; Linux has this")
+    assert boxed_root.register(()) == []
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_signal_stays_a_signal() -> None:

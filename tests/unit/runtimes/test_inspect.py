@@ -42,11 +42,11 @@ def run(*words: str) -> int:
 def test_all_that_is_known_is_plain_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("-o", "json", "--env", "HOME", "--fs", "text:/t:ro", "--require", "landlock", "wasm") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["kind"], found["runtime"], found["needs"], found["refusal"]) == ("wasm", "wasm", [], "")
+    assert (found["kind"], found["runtime"], found["missing"], found["refusal"]) == ("wasm", "wasm", [], "")
     assert found["policy"]["fs"] == [f"{place}/text:/t:ro"]
     assert found["policy"]["env"] == ["HOME"], "values may be secrets"
     assert found["layers"] == ["seccomp", "wasi"]
-    assert found["missing"] == ["landlock: off", "landlock: required, and does not hold here"]
+    assert found["missing_layers"] == ["landlock: off", "landlock: required, and does not hold here"]
 
 
 def test_a_missing_runtime_comes_with_the_line_that_installs_it(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from roost.errors import Invalid, NotFound
+from roost.runtimes import wasm_program
 from roost.runtimes.calls import LimitReached, Memory, Trap, Wasm
 
 NUMBERS = """(module (memory (export "memory") 1)
@@ -160,3 +161,9 @@ def test_threads_call_one_module_at_once(numbers: Wasm) -> None:
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert sorted(found) == sorted([*range(1, 51)] * 4)
+
+
+def test_what_was_mapped_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wasm_program, "SMALL", 0)
+    command = Wasm(HELLO.replace("(memory", '(data (i32.const 64) "first") (memory'))
+    assert [command.run(stdin=word).stdout for word in (b"", b"a", b"b")] == [b"", b"a", b"b"]
