@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -14,10 +15,29 @@ from hypothesis import strategies
 
 from roost.config import Config
 
+HERE = Path(__file__).parent
 UNIT_SECONDS = 0.25
 """CPU seconds a unit test may take; measured in CPU time because others may keep the host busy."""
 MARGIN = 8.0
 """Over the limit a test is named in the summary, over MARGIN times the limit it fails: interpreters and hosts differ in speed."""
+
+LONGEST = (
+    "live/test_boot.py", "live/test_cycles.py",
+    "live/test_snapshots.py", "live/test_clone_crash.py", "live/test_clone.py", "live/test_cloudinit.py",
+    "live/test_tpm.py", "live/test_disk.py", "live/test_disk_full.py", "live/test_flatten.py", "live/test_run_programs.py",
+    "live/test_warm.py", "live/test_crash.py", "live/test_identity.py", "live/test_doctor_storage.py", "live/test_templates.py",
+    "live/test_run_escapes.py", "live/test_checkpoint.py", "live/test_hypervisor.py", "live/test_import.py", "live/test_memory.py",
+    "live/test_network.py", "live/test_machine.py", "live/test_run_attacks.py", "live/test_run_limits.py", "live/test_zygote.py",
+)  # fmt: skip
+"""The files that take half a minute and more, so that no worker is left alone with one of them at the end: about in the order of
+their times, but that the second wants no Debian, which the first builds meanwhile."""
+SHORT = (
+    "conformance/test_store_crash.py",
+    "conformance/test_images.py",
+    "unit/api/test_isolation.py",
+    "unit/test_memory.py",
+)
+"""The longest of those that are over in seconds."""
 
 _slow: dict[str, float] = {}
 
@@ -41,10 +61,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return Config(state=directory / "s", run=directory / "r")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, all live ones before the others: `scripts/test` gives them to its workers in this order."""
+    places = {HERE / name: place for place, name in enumerate((*LONGEST, HERE / "live", *SHORT, HERE))}
+    items.sort(key=lambda item: next(places[path] for path in (item.path, *item.path.parents) if path in places))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let hypothesis make its tables of Unicode, which it keeps in the checkout, before any test is timed."""
+    """Let hypothesis make its tables of Unicode, which it keeps in the checkout, before any test is timed.
+
+    What was collected stays to the end: the garbage collector need not go through it again and again.
+    """
     if any(hypothesis.is_hypothesis_test(getattr(item, "obj", None)) for item in session.items):
         hypothesis.find(strategies.text(), lambda text: True)
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import roost
+from roost.storage.templates import TEMPLATES
 from tests import leftovers, pool
 
 ROOST = [sys.executable, "-c", "import sys; from roost.cli.main import main; sys.exit(main())"]
 """The command line of the sources under test, wherever they are."""
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
+ARCH = platform.machine()
+BUILT = frozenset((template.name, template.arch) for template in TEMPLATES)
 
 
 class _Local(HTTPConnection):
@@ -123,7 +127,13 @@ class Daemon:
     def roost(
         self, *arguments: str, stdin: bytes | None = None, timeout: float = 180.0, check: bool = True, **environ: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command line verb to its end; `check` fails the test when its exit code is not 0."""
+        """Run a command line verb to its end; `check` fails the test when its exit code is not 0.
+
+        What `launch` needs a template for that no test has built yet is built before, for all tests at once.
+        """
+        arch = arguments[arguments.index("--arch") + 1] if "--arch" in arguments else ARCH
+        if arguments[0] == "launch" and (arguments[1], arch) in BUILT:
+            self.provide(arguments[1], arch)
         cold = ["--cold"] if self.cold and arguments[0] == "launch" and "--cold" not in arguments else []
         done = subprocess.run(
             [*ROOST, *arguments, *cold],
@@ -137,6 +147,11 @@ class Daemon:
         said = f"roost {' '.join(arguments)} ended with {done.returncode}:\n{out}{err}\n{self.log()[-3000:]}"
         assert not check or done.returncode == 0, said
         return subprocess.CompletedProcess(arguments, done.returncode, out, err)
+
+    def provide(self, template: str, arch: str = ARCH) -> None:
+        """Have a template, built by this daemon unless the pool has it. A build that fails tells why in the test that wants it."""
+        build = ("template", "build", template, "--arch", arch)
+        pool.provide(self.state, template, arch, lambda: self.roost(*build, timeout=1200, check=False))
 
     def json(self, *arguments: str, timeout: float = 180.0) -> Any:
         """What a verb prints with `-o json`."""
@@ -152,6 +167,13 @@ class Daemon:
         assert status == 200, answer
         self.uids |= {item["meta"]["uid"] for item in answer["items"]}
         return list(answer["items"])
+
+    def machine(self, name: str) -> dict[str, Any]:
+        """A machine as `show` prints it, by one request: to look often, a process each time would take the guest's processor."""
+        status, answer = self.request("GET", f"/v1/machines/default/{name}")
+        assert status == 200, answer
+        found: dict[str, Any] = answer
+        return found
 
     def delete_machines(self, *but: str, seconds: float = 120.0) -> None:
         """Delete every machine except those named and wait until they are gone."""

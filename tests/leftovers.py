@@ -19,7 +19,7 @@ def find(state: Path, run: Path, uids: Iterable[str] = ()) -> list[str]:
     return [*_processes(words), *_mounts(words), *_sockets(words), *_cgroups(words), *_files(state, run)]
 
 
-def wait_until_none(state: Path, run: Path, uids: Iterable[str] = (), seconds: float = 10.0) -> list[str]:
+def wait_until_none(state: Path, run: Path, uids: Iterable[str] = (), seconds: float = 30.0) -> list[str]:
     """What is still there after at most `seconds`: the kernel takes a moment to end a process and its mounts."""
     names = list(uids)
     deadline = time.monotonic() + seconds

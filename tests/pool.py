@@ -6,10 +6,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
+from roost.model.meta import Arch
+from roost.storage.templates import TEMPLATES, find
 from tests.checkout import ROOT
 
 CACHE = ROOT / ".cache"
@@ -18,6 +21,21 @@ POOL = Path(os.environ.get("ROOST_TEST_IMAGES") or CACHE / "test-images")
 
 SHARED = ("images", "recipes")
 VERDICT = "accelerator.json"
+
+
+def provide(state: Path, name: str, arch: str, build: Callable[[], object]) -> None:
+    """Have the template `name` in a state directory: from the pool, else by `build()`, which makes it there, and in the pool from then on.
+
+    Whoever wants one that is being built by another test waits for that: a build takes minutes of a processor.
+    """
+    recipe = find(TEMPLATES, name, cast(Arch, arch)).recipe()
+    if (state / "recipes" / recipe).exists():
+        return
+    with _locked(f"{recipe}.lock"):
+        fill(state)
+        if not (state / "recipes" / recipe).exists():
+            build()
+            keep(state)
 
 
 def fill(state: Path) -> None:
@@ -48,9 +66,9 @@ def new_state() -> Path:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
+def _locked(name: str = "lock") -> Iterator[None]:
     POOL.mkdir(parents=True, exist_ok=True)
-    with (POOL / "lock").open("w") as lock:
+    with (POOL / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

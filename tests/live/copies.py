@@ -49,13 +49,13 @@ def recalls(daemon: Daemon, name: str) -> str:
 
 def status(daemon: Daemon, name: str) -> dict[str, Any]:
     """A machine's status."""
-    told: dict[str, Any] = daemon.json("show", name)["status"]
+    told: dict[str, Any] = daemon.machine(name)["status"]
     return told
 
 
 def uid(daemon: Daemon, name: str) -> str:
     """A machine's uid."""
-    return str(daemon.json("show", name)["meta"]["uid"])
+    return str(daemon.machine(name)["meta"]["uid"])
 
 
 def record(daemon: Daemon, name: str) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def port() -> int:
 @pytest.fixture(scope="module")
 def machines(shared_daemon: Daemon, key: Path, port: int) -> Iterator[dict[str, Any]]:
     """A Debian 12 by each firmware, booted side by side and up to its login prompt: what `show` says of them."""
-    shared_daemon.roost("template", "build", "debian:12", timeout=1200)
+    shared_daemon.provide("debian:12")
+    shared_daemon.roost("template", "build", "debian:12")
     more = ["--disk", "12GiB", "--user", "ann", "--ssh-key", f"{key}.pub"]
     arguments = {
         "direct": [*more, "--firmware", "direct", "--hostname", "inside", "--publish", f"{port}:22"],
@@ -72,8 +73,8 @@ def test_debian_boots_to_its_end(shared_daemon: Daemon, machines: dict[str, Any]
     assert shown["status"]["agent"] == "roost"
     nonce = secrets.token_hex(8)
     efi = "0" if firmware == "uefi" else "1"
-    said = inside(shared_daemon, f"by-{firmware}", f"echo {nonce}; test -d /sys/firmware/efi; echo $?")
-    assert said.split() == [nonce, efi]
+    script = f". /etc/os-release; echo {nonce} $VERSION_ID; test -d /sys/firmware/efi; echo $?; findmnt -no PARTLABEL /"
+    assert inside(shared_daemon, f"by-{firmware}", script).split() == [nonce, "12", efi, "root"]
 
 
 @pytest.mark.parametrize("firmware", FIRMWARES)
@@ -137,7 +138,8 @@ def test_a_template_is_built_once(shared_daemon: Daemon, machines: dict[str, Any
 
 def test_debian_13_boots(daemon: Daemon) -> None:
     daemon.roost("launch", "debian:13", "trixie", timeout=1200)
-    assert inside(daemon, "trixie", ". /etc/os-release; echo $VERSION_ID; hostname").split() == ["13", "trixie"]
+    script = ". /etc/os-release; echo $VERSION_ID; hostname; findmnt -no PARTLABEL /"
+    assert inside(daemon, "trixie", script).split() == ["13", "trixie", "root"]
     daemon.roost("stop", "trixie")
     assert "force" not in daemon.json("show", "trixie")["status"]["exit"]
 
@@ -146,12 +148,14 @@ def test_debian_13_boots(daemon: Daemon) -> None:
 def test_another_processor_runs_debians_kernel(daemon: Daemon, arch: str) -> None:
     if not Path(f"/usr/bin/qemu-system-{arch}").exists():
         pytest.skip(f"qemu-system-{arch} is not installed")
-    launched = daemon.roost("launch", "tiny", f"on-{arch}", "--arch", arch, timeout=900, check=False)
+    options = ("--arch", arch, "--network", "none")
+    launched = daemon.roost("launch", "tiny", f"on-{arch}", *options, timeout=900, check=False)
     skip_if_the_mirror_is_out_of_step(launched.stderr)
     assert launched.returncode == 0, launched.stderr
     machine, kernel = inside(daemon, f"on-{arch}", "uname -m; uname -v", timeout=300).splitlines()
     assert machine == arch
     assert "Debian" in kernel
+    assert "eth0" not in inside(daemon, f"on-{arch}", "ip link")
     daemon.roost("stop", f"on-{arch}", timeout=120)
     ended = daemon.json("show", f"on-{arch}")["status"]
     assert (ended["phase"], "force" in ended["exit"]) == ("stopped", False)

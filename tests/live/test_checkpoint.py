@@ -428,7 +428,7 @@ async def spares(world: World, launch: Launch, count: int) -> AsyncIterator[Qemu
     hypervisor = world.hypervisor
     await hypervisor.keep_spares(launch, count)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(hypervisor._spares._pools[launch.spare].waiting) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         yield hypervisor

@@ -272,7 +272,7 @@ def test_a_paused_machine_stays_paused_and_so_do_its_copies(daemon: Daemon) -> N
 
 def wait_for_host_name(daemon: Daemon, name: str) -> None:
     """Until a machine that was resumed has been made somebody."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while inside(daemon, name, "hostname") != name:
         assert time.monotonic() < deadline, f"{name} was never set up"
 
@@ -331,7 +331,7 @@ def serve(daemon: Daemon, name: str) -> str:
 
 def fetch(port: int) -> str:
     """What the server behind a published port says; a machine that was just plugged in takes a moment."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             with urlopen(f"http://127.0.0.1:{port}/nonce", timeout=3) as answer:

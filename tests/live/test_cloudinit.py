@@ -25,7 +25,13 @@ write_files:
 runcmd:
   - [sh, -c, "echo once >> /var/lib/ran"]
   - [touch, /run/finished]
+cloud_init_modules: [write-files, set_hostname]
+cloud_config_modules: [runcmd]
+cloud_final_modules: [scripts-user]
 """
+"""Of cloud-init's fifty modules those that these orders need: in emulation the others take as long as all the rest."""
+IDLE = "ssh systemd-resolved systemd-logind systemd-binfmt systemd-update-utmp e2scrub_reap"
+"""Services that a second boot can do without."""
 FINISHED = (
     "timeout 300 sh -c 'until test -e /run/cloud-init/result.json; do sleep 0.5; done'; cat /run/cloud-init/result.json"
 )
@@ -102,6 +108,7 @@ def test_a_seed_forged_on_another_disk_does_not_win_at_the_next_boot(
         "-c",
         "umount /boot/efi 2>/dev/null; dd of=/dev/vda2 conv=fsync 2>/dev/null; blkid -c /dev/null -t LABEL=cidata -o device",
     ]
+    inside(shared_daemon, f"cd /etc/systemd/system; for unit in {IDLE}; do ln -sf /dev/null $unit.service; done")
     found = shared_daemon.roost("exec", "told", "--", *write, stdin=forged).stdout.split()
     assert sorted(found) == ["/dev/vda2", "/dev/vdb"], "the forgery does not look like a seed"
     shared_daemon.roost("restart", "told", timeout=300)

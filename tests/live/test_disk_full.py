@@ -42,9 +42,7 @@ class Cramped(Daemon):
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True, timeout=60)
         for name in READ_ONLY:
             (self.state / name).rename(self.outside / name)
-        verdict = (self.state / "accelerator.json").read_bytes()
         self._mount("-o", "loop", str(image), str(self.state))
-        (self.state / "accelerator.json").write_bytes(verdict)
         for name in READ_ONLY:
             (self.state / name).mkdir()
             self._mount("--bind", str(self.outside / name), str(self.state / name))
@@ -85,7 +83,9 @@ class Cramped(Daemon):
 
 
 @pytest.fixture(scope="module")
-def cramped() -> Iterator[Cramped]:
+def cramped(shared_daemon: Daemon) -> Iterator[Cramped]:
+    for template in ("tiny", "debian:12"):
+        shared_daemon.provide(template)  # nothing can be built on so small a file system
     made = Cramped()
     try:
         yield made.start()  # type: ignore[misc]

@@ -260,7 +260,7 @@ async def test_a_guest_that_prints_for_ever_costs_neither_memory_nor_disk_and_st
 async def test_crashes_are_told_from_ends(world: World) -> None:
     async with started(world, world.launch()) as guest:
         os.kill(guest.process.pid, signal.SIGKILL)
-        ended = await asyncio.wait_for(guest.wait(), 10)
+        ended = await asyncio.wait_for(guest.wait(), 30)
         assert (ended.clean, ended.reason) == (False, "QEMU was killed by SIGKILL")
 
 

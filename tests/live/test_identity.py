@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import pytest
+import pytest_asyncio
 
 from roost.errors import CommandFailed
 from roost.hypervisor import hostkeys
@@ -18,14 +19,15 @@ from roost.hypervisor.base import Agent, Command, DirectBoot, Disk, Launch, Setu
 from roost.hypervisor.plan import mac_address
 from roost.model.meta import MiB
 from roost.storage.images import Images
-from tests import pool
-from tests.live.world import World, answering, made, output, started
+from tests.live.world import World, answering, made, output, started, template
 from tests.needs import needs_program
 
 pytestmark = [needs_program("qemu-system-x86_64", "qemu-img", "passt", "mmdebstrap"), pytest.mark.timeout(1200)]
 
 READY = "systemctl is-system-running --wait; test -s /run/sshd.pid"
 JOURNALS = "find /var/log/journal -mindepth 1 -type d -printf '%f\\n'"
+ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
+"""The tests of one machine share the event loop that its agent belongs to."""
 OTHER_MAC = "52:54:00:aa:bb:cc"
 
 
@@ -39,8 +41,7 @@ def world() -> Iterator[World]:
 def debian(world: World) -> tuple[DirectBoot, Disk]:
     """Debian 12: how it boots, and its read-only disk."""
     images = Images(world.paths)
-    manifest = asyncio.run(images.ensure_template("debian:12", "x86_64", lambda text, done: None))
-    pool.keep(world.paths.state)
+    manifest = template(world.paths.state, images, "debian:12")
     image = images.files(manifest.digest)
     return DirectBoot(image.kernel, image.initramfs, manifest.command_line), Disk(image.disk)
 
@@ -69,9 +70,9 @@ async def tiny(world: World, network: str = "none") -> AsyncIterator[Machine]:
         yield Machine(await answering(guest), launch)
 
 
-@asynccontextmanager
-async def booted(world: World, debian: tuple[DirectBoot, Disk]) -> AsyncIterator[Machine]:
-    """A Debian 12 that has booted to its end, set up once."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def machine(world: World, debian: tuple[DirectBoot, Disk]) -> AsyncIterator[Machine]:
+    """A Debian 12 that has booted to its end, which takes a minute; each test may leave it as somebody else, set up."""
     boot, image = debian
     launch = world.launch(direct=boot, memory=512 * MiB, network="user")
     disk = launch.files.disk
@@ -79,10 +80,10 @@ async def booted(world: World, debian: tuple[DirectBoot, Disk]) -> AsyncIterator
     await asyncio.to_thread(subprocess.run, argv, check=True)
     launch = launch._replace(disks=(Disk(disk, (image.file,), serial="root"),))
     async with started(world, launch) as guest:
-        machine = Machine(await answering(guest), launch)
-        await machine.agent.setup(another("first"))
-        await machine.shell(READY)
-        yield machine
+        made = Machine(await answering(guest), launch)
+        await made.agent.setup(another("first"))
+        await made.shell(READY)
+        yield made
 
 
 def another(name: str, **changes: object) -> Setup:
@@ -103,70 +104,64 @@ async def served(machine: Machine) -> set[str]:
 
 
 @pytest.mark.fault(44)
-async def test_a_setup_for_another_machine_id_makes_another_machine_of_a_debian(
-    world: World, debian: tuple[DirectBoot, Disk]
-) -> None:
-    async with booted(world, debian) as machine:
-        before = set(await machine.lines("cat /etc/machine-id /etc/hostname /proc/sys/kernel/random/boot_id"))
-        old_keys = await served(machine)
-        assert len(old_keys) == 2
-        old_mac = mac_address(machine.launch.uid)
-        wanted = another("second", link=(old_mac, OTHER_MAC))
-        await machine.agent.setup(wanted)
-        assert await machine.lines("cat /etc/machine-id; hostname; cat /etc/hostname") == [
-            wanted.machine_id, "second", "second",
-        ]  # fmt: skip
-        assert before.isdisjoint({wanted.machine_id, "second"})
-        assert await machine.lines(JOURNALS) == [wanted.machine_id]
-        assert await machine.lines("cat /sys/class/net/en*/address") == [OTHER_MAC]
-        assert await served(machine) == {key.public.strip() for key in wanted.host_keys}
-        assert await machine.shell("stat -c %a:%U /etc/ssh/ssh_host_*_key") == "600:root\n600:root\n"
-        assert "logged" in await machine.shell("logger -p user.crit logged; sleep 1; journalctl -n 50 -o cat")
+@ONE_LOOP
+async def test_a_setup_for_another_machine_id_makes_another_machine_of_a_debian(machine: Machine) -> None:
+    before = set(await machine.lines("cat /etc/machine-id /etc/hostname /proc/sys/kernel/random/boot_id"))
+    old_keys = await served(machine)
+    assert len(old_keys) == 2
+    old_mac = mac_address(machine.launch.uid)
+    wanted = another("second", link=(old_mac, OTHER_MAC))
+    await machine.agent.setup(wanted)
+    assert await machine.lines("cat /etc/machine-id; hostname; cat /etc/hostname") == [
+        wanted.machine_id, "second", "second",
+    ]  # fmt: skip
+    assert before.isdisjoint({wanted.machine_id, "second"})
+    assert await machine.lines(JOURNALS) == [wanted.machine_id]
+    assert await machine.lines("cat /sys/class/net/en*/address") == [OTHER_MAC]
+    assert await served(machine) == {key.public.strip() for key in wanted.host_keys}
+    assert await machine.shell("stat -c %a:%U /etc/ssh/ssh_host_*_key") == "600:root\n600:root\n"
+    assert "logged" in await machine.shell("logger -p user.crit logged; sleep 1; journalctl -n 50 -o cat")
 
 
-async def test_a_sealed_debian_has_nothing_of_its_old_identity_and_the_next_setup_gives_one(
-    world: World, debian: tuple[DirectBoot, Disk]
-) -> None:
-    async with booted(world, debian) as machine:
-        old = (await machine.lines("cat /etc/machine-id"))[0]
-        await machine.agent.seal()
-        known = "/etc /var/lib/roost /var/lib/dbus /var/lib/cloud /var/lib/systemd /var/lib/dhcp"
-        assert await machine.shell(f"grep -rlsI {old} {known}; find / -xdev -name '*{old}*' ! -type l") == ""
-        assert (
-            await machine.shell("cat /etc/machine-id; ls /etc/ssh | grep host_; ls /var/lib/systemd | grep seed") == ""
-        )
-        assert await machine.shell("hostname; cat /etc/hostname") == "localhost\nlocalhost\n"
-        assert await machine.shell("awk '/^State/ {print $2}' /proc/$(cat /run/sshd.pid)/status") == "T\n"
-        wanted = another("kid")
-        begin = time.perf_counter()
-        await machine.agent.setup(wanted)
-        print(f"set-up of a sealed machine: {time.perf_counter() - begin:.3f} s")
-        assert await machine.lines(f"cat /etc/machine-id; hostname; {JOURNALS}") == [
-            wanted.machine_id, "kid", wanted.machine_id,
-        ]  # fmt: skip
-        assert await served(machine) == {key.public.strip() for key in wanted.host_keys}
+@ONE_LOOP
+async def test_a_sealed_debian_has_nothing_of_its_old_identity_and_the_next_setup_gives_one(machine: Machine) -> None:
+    old = (await machine.lines("cat /etc/machine-id"))[0]
+    await machine.agent.seal()
+    known = "/etc /var/lib/roost /var/lib/dbus /var/lib/cloud /var/lib/systemd /var/lib/dhcp"
+    assert await machine.shell(f"grep -rlsI {old} {known}; find / -xdev -name '*{old}*' ! -type l") == ""
+    assert await machine.shell("cat /etc/machine-id; ls /etc/ssh | grep host_; ls /var/lib/systemd | grep seed") == ""
+    assert await machine.shell("hostname; cat /etc/hostname") == "localhost\nlocalhost\n"
+    assert await machine.shell("awk '/^State/ {print $2}' /proc/$(cat /run/sshd.pid)/status") == "T\n"
+    wanted = another("kid")
+    begin = time.perf_counter()
+    await machine.agent.setup(wanted)
+    print(f"set-up of a sealed machine: {time.perf_counter() - begin:.3f} s")
+    assert await machine.lines(f"cat /etc/machine-id; hostname; {JOURNALS}") == [
+        wanted.machine_id, "kid", wanted.machine_id,
+    ]  # fmt: skip
+    assert await served(machine) == {key.public.strip() for key in wanted.host_keys}
 
 
-async def test_a_frozen_debian_holds_its_writers_until_it_thaws(world: World, debian: tuple[DirectBoot, Disk]) -> None:
-    async with booted(world, debian) as machine:
+@ONE_LOOP
+async def test_a_frozen_debian_holds_its_writers_until_it_thaws(machine: Machine) -> None:
+    await machine.agent.freeze()
+    with pytest.raises(CommandFailed):
         await machine.agent.freeze()
-        with pytest.raises(CommandFailed):
-            await machine.agent.freeze()
-        writer = await machine.agent.execute(Command(["/bin/sh", "-c", "echo x >/var/tmp/written; cat /proc/uptime"]))
-        done = asyncio.ensure_future(anext(writer.output()))
-        assert not (await asyncio.wait([done], timeout=2))[0]
-        await machine.agent.ping(5)
-        await machine.agent.thaw()
-        assert (await asyncio.wait_for(done, 20)).stream == "stdout"
-        await machine.agent.thaw()
+    writer = await machine.agent.execute(Command(["/bin/sh", "-c", "echo x >/var/tmp/written; cat /proc/uptime"]))
+    done = asyncio.ensure_future(anext(writer.output()))
+    assert not (await asyncio.wait([done], timeout=2))[0]
+    await machine.agent.ping(5)
+    await machine.agent.thaw()
+    assert (await asyncio.wait_for(done, 20)).stream == "stdout"
+    await machine.agent.thaw()
 
 
-async def test_a_debian_thaws_by_itself(world: World, debian: tuple[DirectBoot, Disk]) -> None:
-    async with booted(world, debian) as machine:
-        await machine.agent.freeze()
-        begin = time.monotonic()
-        await machine.shell("echo x >/var/tmp/written")
-        assert 1 < time.monotonic() - begin < 60
+@ONE_LOOP
+async def test_a_debian_thaws_by_itself(machine: Machine) -> None:
+    await machine.agent.freeze()
+    begin = time.monotonic()
+    await machine.shell("echo x >/var/tmp/written")
+    assert 1 < time.monotonic() - begin < 60
 
 
 async def test_a_tiny_machine_gets_another_identity_and_freezes_nothing(world: World) -> None:

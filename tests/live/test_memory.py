@@ -240,14 +240,13 @@ def test_a_daemon_that_is_killed_at_any_instant_leaves_the_memory_as_it_was(tmp_
             runner.run(machine.port.take_over(SIZE, machine.dummy))
             address = machine.port._region.address
             runner.run(machine.port.close())
-            numbers = [0]
-            for _ in range(repetitions(10, 300)):
+            numbers, kills = [0], 0
+            while (kills := kills + 1) <= repetitions(10, 300) or numbers[0] <= 10:  # some die before they have begun
                 work = functools.partial(freeze_for_ever, machine, address, numbers[0] + 1)
                 run_and_kill(work, seconds.uniform(0.01, 0.2))
                 numbers = [machine.word(mark) for mark in MARKS]
                 assert numbers == sorted(numbers, reverse=True)
                 assert numbers[0] - numbers[-1] <= 1
-            assert numbers[0] > 10
         finally:
             runner.run(entered.__aexit__(None, None, None))
 

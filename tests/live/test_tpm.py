@@ -22,8 +22,7 @@ from roost.hypervisor.saved import release
 from roost.model.meta import GiB, MiB
 from roost.storage import formats
 from roost.storage.images import Images
-from tests import pool
-from tests.live.world import World, made, output, started
+from tests.live.world import World, made, output, started, template
 from tests.needs import needs_program
 
 pytestmark = needs_program("qemu-system-x86_64", "qemu-img", "passt", "swtpm")
@@ -59,8 +58,7 @@ def debian() -> Iterator[Debian]:
     with made() as world:
         images = Images(world.paths)
         asyncio.run(images.sweep())
-        manifest = asyncio.run(images.ensure_template("debian:12", "x86_64", lambda text, done: None))
-        pool.keep(world.paths.state)
+        manifest = template(world.paths.state, images, "debian:12")
         yield Debian(world, images.files(manifest.digest).disk)
         assert world.left() == []
 

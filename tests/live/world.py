@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from roost.host import facts, files
@@ -13,10 +14,11 @@ from roost.host.paths import Paths
 from roost.hypervisor.base import Agent, Command, DirectBoot, Guest, Launch
 from roost.hypervisor.qemu import Qemu
 from roost.model.facts import HostFacts
-from roost.model.meta import MiB
+from roost.model.meta import Arch, MiB
 from roost.network.usernet import UserNetwork
 from roost.storage import formats
 from roost.storage.images import Images
+from roost.storage.manifest import Manifest
 from tests import leftovers, pool
 
 
@@ -39,7 +41,7 @@ class World(NamedTuple):
 
     def left(self) -> list[str]:
         """What is left of all machines."""
-        return leftovers.wait_until_none(self.paths.state / "none", self.paths.run, seconds=3)
+        return leftovers.wait_until_none(self.paths.state / "none", self.paths.run, seconds=20)
 
 
 @contextmanager
@@ -51,14 +53,23 @@ def made() -> Iterator[World]:
     here = asyncio.run(facts.gather(paths.emulators))
     images = Images(paths)
     asyncio.run(images.sweep())
-    manifest = asyncio.run(images.ensure_template("tiny", here.arch, lambda text, done: None))
-    pool.keep(state)
+    manifest = template(state, images, "tiny", here.arch)
     image = images.files(manifest.digest)
     boot = DirectBoot(image.kernel, image.initramfs, manifest.command_line)
     try:
         yield World(paths, here, Qemu(paths, here, UserNetwork(here), formats.overlay), boot, manifest.digest)
     finally:
         files.remove_tree(state)
+
+
+def template(state: Path, images: Images, name: str, arch: Arch = "x86_64") -> Manifest:
+    """A template in the pool of this state directory, which shares what any test has built."""
+
+    def build() -> Manifest:
+        return asyncio.run(images.ensure_template(name, arch, lambda text, done: None))
+
+    pool.provide(state, name, arch, build)
+    return build()
 
 
 @asynccontextmanager
