@@ -24,7 +24,7 @@
 #include "session.h"
 
 #define PORT_NAME "roost.agent.0"
-#define FEATURES "identity seal freeze" /* what came after the first agents */
+#define FEATURES "identity seal freeze cards" /* what came after the first agents */
 #define OUT_SIZE (256u << 10)
 #define OUT_SPARE (8u << 10)      /* kept free of output, so that answers to the host always fit */
 #define INFO_MAX 512

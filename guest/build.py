@@ -37,7 +37,7 @@ class Program(NamedTuple):
 
 AGENT = (
     "agent.c", "frame.c", "session.c", "spawn.c", "freeze.c", "builtin.c", "archive.c", "extract.c", "setup.c", "identity.c",
-    "link.c", "seal.c", "files.c",
+    "link.c", "card.c", "seal.c", "files.c",
 )  # fmt: skip
 PROGRAMS = (
     Program(
@@ -48,6 +48,9 @@ PROGRAMS = (
     Program("init", ("init.c", "switchroot.c", "tiny.c"), ("x86_64", "aarch64", "riscv64")),
     Program("escape", ("escape.c",), ("x86_64", "aarch64")),
     Program("fence", ("fence.c",), ("x86_64", "aarch64", "riscv64")),
+    Program("holder", ("holder.c",), ("x86_64", "aarch64", "riscv64")),
+    Program("relay", ("relay.c",), ("x86_64", "aarch64", "riscv64")),
+    Program("capget.so", ("capget.c",), ("x86_64", "aarch64", "riscv64"), (*LIBRARY_FLAGS, "-Wl,-soname,capget.so")),
     Program("memory.so", ("memory.c",), ("x86_64", "aarch64", "riscv64"), LIBRARY_FLAGS),
 )
 

@@ -36,11 +36,11 @@ static void match_card(const char *directory, const char *name) {
     free(address);
 }
 
-static int find_card(const char *mac) {
+const char *find_card(const char *mac) {
     snprintf(wanted, sizeof wanted, "%s", mac);
     *found = 0;
     each_entry("/sys/class/net", match_card);
-    return *found != 0;
+    return *found ? found : NULL;
 }
 
 static int parse_mac(const char *text, uint8_t mac[6]) {
@@ -164,6 +164,8 @@ static void reconfigure(const char *name) {
 
 /* ---- udhcpc, which the init of a tiny machine starts again ---- */
 
+static const char *client_of;
+
 static void end_client(const char *directory, const char *name) {
     char path[300], line[512];
     pid_t pid = atoi(name);
@@ -175,7 +177,12 @@ static void end_client(const char *directory, const char *name) {
     line[n > 0 ? n : 0] = 0;
     if (strcmp(line, "udhcpc")) return;
     for (char *word = line; word < line + n; word += strlen(word) + 1)
-        if (!strcmp(word, found)) kill(pid, SIGTERM);
+        if (!strcmp(word, client_of)) kill(pid, SIGTERM);
+}
+
+void end_clients(const char *name) {
+    client_of = name;
+    each_entry("/proc", end_client);
 }
 
 void set_link(char *rest) {
@@ -188,5 +195,5 @@ void set_link(char *rest) {
     if (fd < 0 || change_mac(fd, found, mac)) fail(found);
     if (fd >= 0) close(fd);
     reconfigure(found);
-    if (!access("/run/roost/init", F_OK)) each_entry("/proc", end_client);
+    if (!access("/run/roost/init", F_OK)) end_clients(found);
 }

@@ -1,9 +1,10 @@
 /* setup: gives a machine its identity on the first boot (and a copy its own), from lines on standard input:
 
      entropy HEX | clock SECONDS | machine-id HEX | host-key KIND BASE64-OF-PRIVATE PUBLIC-LINE | hostname NAME
-     link OLD-MAC NEW-MAC | key SSH-KEY | user NAME 0|1 | user-key NAME SSH-KEY | grow-root
+     link OLD-MAC NEW-MAC | card MAC MTU ADDRESSES GATEWAYS RESOLVERS DOMAIN | key SSH-KEY | user NAME 0|1 | user-key NAME SSH-KEY | grow-root
 
-   What cannot be done is said on standard error and does not keep the rest from being done. Done once for each machine-id. */
+   What cannot be done is said on standard error and does not keep the rest from being done. Done once for each machine-id, but
+   entropy, clock and cards every time. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -175,7 +176,7 @@ static void apply(char *line) {
         char *name = strsep(&rest, " ");
         if (rest) add_key(name, rest);
     } else if (!strcmp(word, "grow-root")) growth_left = grow_root(in_agent) && in_agent;
-    else if (strcmp(word, "clock") && strcmp(word, "entropy")) errno = EINVAL, fail(word);
+    else if (strcmp(word, "clock") && strcmp(word, "entropy") && strcmp(word, "card")) errno = EINVAL, fail(word);
 }
 
 /* The machine-id of the setup that was done before, "" for none. */
@@ -238,6 +239,15 @@ static void find_value(const char *lines, const char *word, char *value, size_t 
         if (!strncmp(p, word, length)) snprintf(value, size, "%.*s", (int)strcspn(p + length, "\n"), p + length);
 }
 
+static void set_cards(const char *lines) {
+    char card[1024];
+    for (const char *p = lines; p; p = (p = strchr(p, '\n')) ? p + 1 : NULL) {
+        if (strncmp(p, "card ", 5)) continue;
+        snprintf(card, sizeof card, "%.*s", (int)strcspn(p + 5, "\n"), p + 5);
+        set_card(card);
+    }
+}
+
 /* 1 when it was not done before, and went well. */
 static int set_up(char *lines, const char *id) {
     char *before = done_before();
@@ -259,6 +269,7 @@ static void set_up_all(char *lines, void (*finisher)(const char *)) {
     find_value(lines, "clock ", clock, sizeof clock);
     find_value(lines, "machine-id ", id, sizeof id);
     if (*entropy) set_entropy(entropy);
+    set_cards(lines);
     if (set_up(lines, id)) finisher(id);
     if (*clock) set_clock(clock); /* last: half the system wakes up when it changes */
 }

@@ -51,5 +51,11 @@ void forget_random_seeds(void);
 void forget_cloud_instance(void);
 /* Gives the network card with the first MAC address the second. */
 void set_link(char *rest);
+/* The name of the network card with this MAC address, NULL when there is none; valid until the next call. */
+const char *find_card(const char *mac);
+/* The DHCP clients of a tiny machine that lease for this card. */
+void end_clients(const char *name);
+/* Gives a network card its addresses: see card.c. Done every time. */
+void set_card(char *rest);
 
 #endif

@@ -118,12 +118,14 @@ static void run_dhcp(void) {
     execl("/bin/busybox", "udhcpc", "-f", "-n", "-t", "20", "-T", "1", "-i", lease_for, "-s", "/etc/udhcpc.script", (char *)NULL);
 }
 
-/* A client for each network card (not for what the user makes of them: bridges, tunnels), as long as the card is there. */
+/* A client for each network card (not for what the user makes of them: bridges, tunnels), as long as the card is there, and unless the
+   agent has given it its addresses. */
 static void lease(const char *name) {
-    char device[300];
+    char device[300], given[300];
     int slot = -1;
     snprintf(device, sizeof device, "/sys/class/net/%s/device", name);
-    if (access(device, F_OK)) return;
+    snprintf(given, sizeof given, "/run/roost/card-%s", name);
+    if (access(device, F_OK) || !access(given, F_OK)) return;
     for (int i = 0; i < NICS; i++) {
         if (!strcmp(nics[i].name, name)) return;
         if (!*nics[i].name) slot = i;

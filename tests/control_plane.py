@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from roost.control.addresses import Addresses
 from roost.control.checkpoints import Checkpoint, Checkpoints
 from roost.control.custody import Custody
 from roost.control.events import Recorder
+from roost.control.forwards import Forwards
 from roost.control.loop import Loop
 from roost.control.machines import Machines
+from roost.control.networks import Means, Networks, Residents, RuleSets
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.records import Records
 from roost.control.reservations import Reservations
@@ -38,7 +43,9 @@ from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from roost.testing.hypervisor import FakeHypervisor
+from roost.testing.network import FakeFabrics
 
+EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 FACTS = HostFacts(arch="x86_64", kernel="6.1", boot="this-boot", cpus=2, memory=8 * GiB)
 MANIFEST = Manifest(
     digest="sha256:aa", name="disk", arch="x86_64", format="qcow2", size=1, virtual_size=GiB, firmwares=("direct", "bios"), agent="roost"
@@ -141,6 +148,7 @@ class Bench:
         self.pool = FakePool()
         self.layers = FakeLayers()
         self.templates = FakeTemplates()
+        self.fabrics = FakeFabrics()
         self.memory_free = 4 * GiB
         self.begin()
 
@@ -151,6 +159,11 @@ class Bench:
         self.checkpoints = Checkpoints(self.paths, budget=GiB)
         self.house = FakeHouse()
         self.taker = Taker(Parts(self.custody, self.layers, self.pool, self.house, self.paths))
+        records, recorder = Records(self.store), Recorder(self.store)
+        self.addresses = Addresses(self.store, lambda: EPOCH + timedelta(seconds=self.clock.now()))
+        self.networks = Networks(
+            records, recorder, Means(self.fabrics, self.addresses, self.fabrics.door, self.loop.wake, Residents())
+        )
         world = World(
             hypervisor=self.hypervisor,
             images=self.pool,
@@ -168,10 +181,16 @@ class Bench:
             reserve=Reserve(self.paths.reserve),
             reservations=Reservations(self.clock, lambda: self.memory_free, kept_back=0),
             prepare=_prepare,
+            ports=Ports(records, self.networks, self.addresses),
         )
-        self.machines = Machines(Records(self.store), Recorder(self.store), self.custody, world, self.loop.wake_after)
+        self.machines = Machines(records, recorder, self.custody, world, self.loop.wake_after)
         self.loop.add("machines/", self.machines)
-        self.tasks = [spawn_task(self.loop.run(), "loop"), spawn_task(self.pictures.follow(), "pictures")]
+        self.loop.add("networks/", self.networks)
+        self.loop.add("rulesets/", RuleSets(records))
+        self.loop.add("forwards/", Forwards(records, self.networks))
+        following = (self.networks.follow_machines(), self.networks.follow_rules(), self.networks.follow_forwards())
+        tasks = (self.loop.run(), self.pictures.follow(), *following)
+        self.tasks = [spawn_task(work, f"work {number}") for number, work in enumerate(tasks)]
 
     async def end(self) -> None:
         await self.loop.stop()

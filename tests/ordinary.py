@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
 import shutil
+import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from roost.host import jail, kernel
 
 UID = 12345
+TUN = Path("/dev/net/tun")
 WHO = ("root", "user") if os.getuid() == 0 else ("user",)
 """Both, where the tests are run by root."""
+
+
+@contextlib.contextmanager
+def open_tun() -> Iterator[None]:
+    """The device of taps is everybody's meanwhile, as udev makes it; a container's may be root's. Skips where there is none."""
+    if not TUN.exists():
+        pytest.skip(f"this host has no {TUN}")
+    mode = stat.S_IMODE(TUN.stat().st_mode)
+    if mode & 0o006 == 0o006:
+        yield
+        return
+    try:
+        TUN.chmod(0o666)
+    except OSError:
+        pytest.skip(f"{TUN} is root's, and its mode can not be changed")
+    try:
+        yield
+    finally:
+        TUN.chmod(mode)
 
 
 def run_as(who: str, main: Callable[[], Coroutine[Any, Any, Any]], *, namespaces: bool = True) -> Any:

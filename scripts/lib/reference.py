@@ -29,6 +29,7 @@ def routes() -> list[Route]:
         guests=absent,
         uploads=absent,
         programs=absent,
+        networks=absent,
         now=lambda: "",
         owner=0,
         node="",

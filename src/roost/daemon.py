@@ -11,7 +11,7 @@ import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -29,6 +29,8 @@ from roost.control.admission import Admission
 from roost.control.custody import Custody
 from roost.control.events import now
 from roost.control.images import ImageReconciler
+from roost.control.networks import Networks, Residents
+from roost.control.networkview import picture, traced
 from roost.control.nodes import announce, node_name
 from roost.control.plane import Here, Plane
 from roost.control.plane import Pool as ControlPool
@@ -52,9 +54,15 @@ from roost.model.image import Image
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch, Meta
+from roost.model.network import Mode, Network
 from roost.model.node import Verdict
 from roost.model.program import RESTING, Program
 from roost.model.project import Project
+from roost.model.ruleset import Transport
+from roost.network import pcap
+from roost.network.base import Door, Fabrics, Seen
+from roost.network.fabric import NetworkFabric
+from roost.network.services import Services as NetworkServices
 from roost.network.usernet import UserNetwork
 from roost.storage import fetch, formats
 from roost.storage.images import Images
@@ -90,6 +98,10 @@ class Pool(ControlPool, Protocol):
         ...
 
 
+async def nothing() -> None:
+    """What there is to do at the end of engines that hold nothing."""
+
+
 class Engines(NamedTuple):
     """What really runs machines and makes images on this host; tests bring fakes."""
 
@@ -99,6 +111,10 @@ class Engines(NamedTuple):
     verdict: Callable[[], Awaitable[Verdict]]
     prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
     known: Callable[[str, Arch], bool]
+    fabrics: Fabrics
+    door: Callable[[Mode], Awaitable[tuple[Door, str]]]
+    residents: Residents
+    close: Callable[[], Awaitable[None]] = nothing
     doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
 
 
@@ -126,6 +142,7 @@ class _Guests:
 
     def __init__(self, custody: Custody, paths: Paths) -> None:
         self.guest = custody.guest
+        self.greeted = custody.greeted
         self._paths = paths
 
     def record(self, machine: Machine) -> bytes:
@@ -183,6 +200,35 @@ class _Programs:
             return True
         wants = program.spec.power == "running" and program.meta.deleting is None
         return program.meta.uid != uid or (program.status.phase in RESTING and not wants)
+
+
+class _Networks:
+    """Networks as the API sees them."""
+
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
+
+    async def picture(self, network: Network) -> Mapping[str, Any]:
+        """Who is plugged in, and what passed; without the latter where the network is not there."""
+        seen: Seen | None = None
+        with suppress(NotFound):
+            seen = await self._networks.look(network)
+        return picture(network, await self._networks.wanted(network), seen)
+
+    async def trace(
+        self, network: Network, source: str, target: str, protocol: Transport, port: int
+    ) -> Mapping[str, Any]:
+        """What decides. Raises NotFound."""
+        return traced(await self._networks.wanted(network), source, target, protocol, port)
+
+    async def capture(self, network: Network, machine: str, port: str, frames: int | None) -> AsyncIterator[bytes]:
+        """What passes a port. Raises NotFound."""
+        ports = (await self._networks.wanted(network)).ports
+        found = next((it for it in ports if it.machine == machine and port in ("", it.port)), None)
+        if found is None:
+            what = f'machine "{machine}" is not plugged into network "{network.name}"'
+            raise NotFound(what, fix=f"roost network show {network.name}")
+        return pcap.record(await self._networks.capture(network, found.interface), frames)
 
 
 class _Here:
@@ -251,6 +297,7 @@ async def build(
         await failpoints.reach("daemon.store-open")
         facts = await host_facts.gather(paths.emulators)
         engine = await (engines or real_engines)(paths, facts)
+        stack.push_async_callback(engine.close)
         await _ensure_projects(store)
         here = _Here(store, facts, engine.verdict)
         await here.announce()
@@ -261,7 +308,7 @@ async def build(
 
 def _services(here: Here, engine: Engines, control: Plane) -> Services:
     """What the API is built from."""
-    paths = here.paths
+    paths, admission = here.paths, Admission(here.store, here.facts.arch)
 
     async def examine(area: str) -> Mapping[str, Any]:
         if area != "storage":
@@ -274,11 +321,13 @@ def _services(here: Here, engine: Engines, control: Plane) -> Services:
         guests=_Guests(control.custody, paths),
         uploads=_Uploads(engine.pool, control.images, paths),
         programs=_Programs(Records(here.store), control, paths),
+        networks=_Networks(control.networks),
         now=now,
         owner=os.getuid(),
         node=here.node,
         build=build_id(),
-        admit=Admission(here.store, here.facts.arch).admit,
+        admit=admission.admit,
+        dismiss=admission.dismiss,
         doctor=examine,
         gauges=(
             ("roost_guests_running", "Guests that this daemon holds", lambda: float(control.custody.running())),
@@ -308,8 +357,20 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     async def examine(area: str) -> Mapping[str, Any]:
         return await _examine(area, paths, facts)
 
+    residents = Residents()
+    fabric = NetworkFabric(paths, facts, lambda changed: NetworkServices(paths, facts, changed, residents.instance))
     return Engines(
-        qemu, pool, layers, Accelerator(paths, facts, qemu, boot).verdict, partial(prepare, paths), pool.offers, examine
+        hypervisor=qemu,
+        pool=pool,
+        layers=layers,
+        verdict=Accelerator(paths, facts, qemu, boot).verdict,
+        prepare=partial(prepare, paths),
+        known=pool.offers,
+        fabrics=fabric,
+        door=fabric.door,
+        residents=residents,
+        close=fabric.close,
+        doctor=examine,
     )
 
 

@@ -40,6 +40,7 @@ DOORS = {
     "msgspec": ("roost",),
     "prometheus_client": ("roost.api.metrics",),
     "pycdlib": ("roost.hypervisor.seed",),
+    "pyroute2": ("roost.host.links",),
     "qemu": ("roost.hypervisor.monitor",),
     "sqlite3": ("roost.store.sqlite",),
     "structlog": ("roost.log",),
@@ -98,7 +99,7 @@ def opens_a_file(call: ast.Call) -> bool:
 
 
 def pure_modules(graph: grimp.ImportGraph) -> set[str]:
-    roots = {name for name in SOURCES if name.endswith(".plan") or inside(name, ("roost.model", "roost.host.paths"))}
+    roots = {name for name in SOURCES if name.endswith("plan") or inside(name, ("roost.model", "roost.host.paths"))}
     return roots | {reached for root in roots for reached in graph.find_upstream_modules(root)}
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from roost.host.paths import MachineFiles
-from roost.hypervisor.base import DirectBoot, Disk, Launch, Saved
+from roost.hypervisor.base import Card, DirectBoot, Disk, Launch, Saved
 from roost.hypervisor.plan import Plan, plan
 from roost.model.facts import HostFacts
 from roost.model.machine import Publish
@@ -37,6 +37,7 @@ BIOS = BASIC._replace(firmware="bios", disks=(ROOT,), seed=FILES.seed, memory=1 
 UEFI = BIOS._replace(firmware="uefi", publish=(Publish(host_port=8080, guest_port=80),))
 DATA = Disk(Path("/state/volumes/data.raw"), format="raw", serial="data")
 ISO = Disk(Path("/state/volumes/cd.iso"), format="raw", read_only=True)
+CARDS = (Card(0, "52:54:00:00:00:10", tap=7), Card(1, "52:54:00:00:00:11", tap=8), Card(2, "52:54:00:00:00:12"))
 
 
 class Case(NamedTuple):
@@ -56,6 +57,7 @@ CASES = (
     Case("kvm-hangs-aarch64-uefi", "kvm-hangs", UEFI._replace(arch="aarch64")),
     Case("kvm-hangs-riscv64", "kvm-hangs", DEBIAN_LAUNCH._replace(arch="riscv64")),
     Case("no-kvm-tiny", "no-kvm", TINY_LAUNCH),
+    Case("kvm-hangs-cards", "kvm-hangs", TINY_LAUNCH._replace(network="none", cards=CARDS)),
     Case("kvm-intel-debian", "kvm-intel", DEBIAN_LAUNCH._replace(accelerator="kvm", cpus=8)),
     Case("kvm-intel-disks", "kvm-intel", BIOS._replace(accelerator="kvm", disks=(ROOT, DATA, ISO))),
     Case("kvm-amd-uefi", "kvm-amd", UEFI._replace(accelerator="kvm")),

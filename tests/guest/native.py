@@ -21,7 +21,7 @@ from roost.hypervisor.base import Command
 SOURCES = Path(__file__).parents[2] / "guest"
 AGENT = (
     "agent.c", "frame.c", "session.c", "spawn.c", "freeze.c", "builtin.c", "archive.c", "extract.c", "setup.c", "identity.c",
-    "link.c", "seal.c", "files.c",
+    "link.c", "card.c", "seal.c", "files.c",
 )  # fmt: skip
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 FREEZE_SECONDS = 1.0

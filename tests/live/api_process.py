@@ -24,6 +24,7 @@ from roost.model.project import Project, ProjectSpec
 from roost.store.memory import MemoryStore
 from roost.testing.hypervisor import FakeAgent, FakeConsole
 from tests.fake_keepers import FakeKeepers
+from tests.fake_networks import FakeNetworks
 
 SECONDS = 1.0
 """Header and body timeouts."""
@@ -44,6 +45,9 @@ class Guests:
 
     async def guest(self, machine: Machine) -> Any:
         return Running()
+
+    async def greeted(self, machine: Machine, guest: Any) -> None:
+        return None
 
     def record(self, machine: Machine) -> bytes:
         return b""
@@ -71,6 +75,7 @@ async def main(socket: Path) -> None:
         guests=Guests(),
         uploads=Uploads(),
         programs=FakeKeepers(),
+        networks=FakeNetworks(),
         now=lambda: "2030",
         owner=os.getuid(),
         node="here",

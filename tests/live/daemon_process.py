@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from roost.control.networks import Residents
 from roost.control.preparation import Prepared
 from roost.daemon import Engines, main
 from roost.model.machine import Machine
 from roost.model.node import Verdict
 from roost.storage.manifest import Manifest
 from roost.testing.hypervisor import FakeHypervisor
+from roost.testing.network import FakeFabrics
 from tests.control_plane import FakeLayers
 
 MANIFEST = Manifest(
@@ -55,7 +57,17 @@ async def engines(*_: object) -> Engines:
 
     pool: Any = Pool()
     layers: Any = FakeLayers()
-    return Engines(FakeHypervisor(), pool, layers, verdict, prepare, lambda name, arch: True)
+    return Engines(
+        FakeHypervisor(),
+        pool,
+        layers,
+        verdict,
+        prepare,
+        lambda name, arch: True,
+        FakeFabrics(),
+        FakeFabrics.door,
+        Residents(),
+    )
 
 
 if __name__ == "__main__":

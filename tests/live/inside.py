@@ -30,7 +30,7 @@ def until(look: Callable[[], _T], seconds: float = 60.0) -> _T:
 
 def status(daemon: Daemon, name: str) -> dict[str, Any]:
     """A machine's status."""
-    found: dict[str, Any] = daemon.json("show", name)["status"]
+    found: dict[str, Any] = daemon.machine(name)["status"]
     return found
 
 
@@ -41,7 +41,7 @@ def snapshots(daemon: Daemon) -> dict[str, dict[str, Any]]:
 
 def disk_of(daemon: Daemon, name: str) -> Path:
     """The root disk of a machine."""
-    uid = daemon.json("show", name)["meta"]["uid"]
+    uid = daemon.machine(name)["meta"]["uid"]
     return daemon.state / "machines" / uid / "root.qcow2"
 
 

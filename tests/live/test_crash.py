@@ -121,6 +121,21 @@ def test_a_daemon_killed_during_a_launch_from_a_template(
     _survivor_answers(victim, pid)
 
 
+def test_a_command_waits_until_its_machine_is_set_up(victim: Daemon) -> None:
+    pid = _pid(victim)
+    victim.stop()
+    victim.start(ROOST_FAILPOINT="machine.greet:sleep")
+    victim.roost("launch", "tiny", "child", "--memory", "128MiB", "--no-wait")
+    _phase(victim, "child", "running")
+    # The agent answers long before that; without the wait it would say "localhost".
+    early = victim.roost("exec", "--timeout", "10", "child", "--", "hostname", check=False)
+    assert (early.returncode, early.stdout) == (124, "")
+    victim.stop()
+    victim.start()
+    assert victim.roost("exec", "child", "--", "hostname").stdout.strip() == "child"
+    _survivor_answers(victim, pid)
+
+
 @pytest.mark.parametrize("point", ON_IMAGE)
 def test_a_daemon_killed_while_a_machine_waits_for_its_image(victim: Daemon, point: str) -> None:
     pid = _pid(victim)

@@ -47,7 +47,7 @@ def served(shared_daemon: Daemon, port: int, nonce: str) -> Iterator[str]:
     shared_daemon.roost("delete", "served", "--yes", check=False)
 
 
-LEASE = "for i in $(seq 100); do test -s /etc/resolv.conf && break; sleep 0.1; done"
+LEASE = "for i in $(seq 300); do test -s /etc/resolv.conf && break; sleep 0.1; done"
 """Shell: wait for the DHCP client."""
 
 
@@ -63,7 +63,7 @@ def network_of(daemon: Daemon, name: str) -> list[int]:
     return [entry["process"]["pid"] for entry in record["beside"]]
 
 
-def wait_gone(*pids: int, seconds: float = 10) -> list[int]:
+def wait_gone(*pids: int, seconds: float = 30) -> list[int]:
     """Which of the processes are still there after at most this time."""
     deadline = time.monotonic() + seconds
     while (there := [pid for pid in pids if _lives(pid)]) and time.monotonic() < deadline:
@@ -261,8 +261,8 @@ def test_the_network_of_a_machine_that_ended_without_a_daemon_is_swept(new_daemo
     os.kill(shown["status"]["pid"], 9)
     assert wait_gone(*pids) == [], "they end without the daemon too"
     daemon.start()
-    deadline = time.monotonic() + 20
-    while daemon.json("show", "orphan")["status"]["phase"] != "crashed":
+    deadline = time.monotonic() + 60
+    while daemon.machine("orphan")["status"]["phase"] != "crashed":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     left = subprocess.run(

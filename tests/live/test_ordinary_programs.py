@@ -80,7 +80,7 @@ def bring(who: Ordinary, file: Path) -> str:
     os.chown(copy, UID, UID)
     copy.chmod(0o755)
     said = who.roost("inspect", "-o", "json", str(copy), check=False)
-    needs = json.loads(said.stdout)["needs"]
+    needs = json.loads(said.stdout)["missing"]
     if needs:
         pytest.skip(f"not installed: {needs}")
     return str(copy)

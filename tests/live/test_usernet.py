@@ -17,7 +17,7 @@ from roost.errors import Conflict, Unavailable
 from roost.host import facts, jail, processes
 from roost.host.jail import Jailed
 from roost.model.machine import Publish
-from roost.network import plan
+from roost.network import userplan
 from roost.network.usernet import UserNetwork
 from tests.needs import needs_program, needs_root
 
@@ -40,7 +40,7 @@ def checksum(data: bytes) -> bytes:
     return struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
 
 
-def packet(protocol: int, to: str, payload: bytes, source: str = plan.ADDRESS) -> bytes:
+def packet(protocol: int, to: str, payload: bytes, source: str = userplan.ADDRESS) -> bytes:
     """An IPv4 packet (RFC 791); `payload` with its checksum zero at its protocol's place."""
     addresses = socket.inet_aton(source) + socket.inet_aton(to)
     place = 16 if protocol == socket.IPPROTO_TCP else 6
@@ -50,7 +50,7 @@ def packet(protocol: int, to: str, payload: bytes, source: str = plan.ADDRESS) -
     return header[:10] + checksum(header) + header[12:] + payload
 
 
-def syn(to: str, port: int, source: str = plan.ADDRESS) -> bytes:
+def syn(to: str, port: int, source: str = userplan.ADDRESS) -> bytes:
     segment = struct.pack("!HHIIBBHHH", 40000, port, 1000, 0, 5 << 4, 2, 65535, 0, 0)
     return packet(socket.IPPROTO_TCP, to, segment, source)
 
@@ -93,7 +93,7 @@ async def network(*publish: Publish) -> AsyncIterator[tuple[Wire, socket.socket,
     link, far = socket.socketpair()
     with far:
         jailed, addresses = await UserNetwork(here).connect(str(uuid.uuid4()), 400_001, publish, (link, far))
-    assert addresses == (plan.ADDRESS,)
+    assert addresses == (userplan.ADDRESS,)
     try:
         yield Wire(link), link, jailed
     finally:
@@ -110,7 +110,7 @@ def listener() -> socket.socket:
     return service
 
 
-@pytest.mark.parametrize("to", ["127.0.0.1", "0.0.0.0", "127.255.255.254", plan.GATEWAY, "169.254.169.254"])
+@pytest.mark.parametrize("to", ["127.0.0.1", "0.0.0.0", "127.255.255.254", userplan.GATEWAY, "169.254.169.254"])
 async def test_no_frame_reaches_the_loopback_of_the_host(listener: socket.socket, to: str) -> None:
     port = listener.getsockname()[1]
     with listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as datagrams:
@@ -161,7 +161,7 @@ async def test_a_port_that_needs_privilege_says_so() -> None:
 async def test_both_processes_end_with_the_machine() -> None:
     async with network() as (_, link, jailed):
         link.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for one in jailed:
                 await processes.wait_exit(one.pidfd)
 
@@ -169,14 +169,14 @@ async def test_both_processes_end_with_the_machine() -> None:
 async def test_passt_does_not_outlive_the_fence() -> None:
     async with network() as (_, _, (passt, fence)):
         processes.signal_pidfd(fence.pidfd, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await processes.wait_exit(passt.pidfd)
 
 
 async def test_a_guest_that_breaks_the_framing_loses_its_network() -> None:
     async with network() as (_, link, (_, fence)):
         link.send(struct.pack("!I", 1 << 31))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await processes.wait_exit(fence.pidfd)
 
 
@@ -185,7 +185,7 @@ async def test_a_guest_that_sends_without_reading_is_held_back() -> None:
         frame = struct.pack("!I", 60) + b"\xff" * 6 + MAC + b"\x86\xdd" + bytes(46)
         for _ in range(2000):
             await asyncio.get_running_loop().sock_sendall(link, frame * 16)
-        await wire.send(syn(plan.GATEWAY, 1))
+        await wire.send(syn(userplan.GATEWAY, 1))
         assert all(processes.is_alive(one.pidfd) for one in jailed)
 
 

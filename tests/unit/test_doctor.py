@@ -64,8 +64,8 @@ def test_a_missing_program_comes_with_the_line_that_installs_it(program: str, st
 
 def test_all_packages_can_be_installed_at_once() -> None:
     assert packages(judge(GOOD._replace(programs=frozenset(), firmware=False))) == [
-        "busybox-static", "mmdebstrap", "ovmf", "passt", "qemu-system-arm", "qemu-system-misc", "qemu-system-x86", "qemu-utils", "swtpm",
-        "uidmap",
+        "busybox-static", "dnsmasq-base", "mmdebstrap", "nftables", "ovmf", "passt", "qemu-system-arm", "qemu-system-misc",
+        "qemu-system-x86", "qemu-utils", "swtpm", "uidmap",
     ]  # fmt: skip
 
 

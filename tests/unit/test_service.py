@@ -78,7 +78,11 @@ def test_every_failpoint_in_the_code_is_in_the_register() -> None:
 
 def test_every_step_of_a_machine_is_a_failpoint() -> None:
     steps = {point for point in failpoints.POINTS if point.startswith("machine.")}
-    assert steps == {f"machine.{step}" for step in get_args(plan.Step)} | {"machine.started", "machine.resumed"}
+    assert steps == {f"machine.{step}" for step in get_args(plan.Step)} | {
+        "machine.started",
+        "machine.resumed",
+        "machine.wiring",
+    }
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="gives a directory to a group")

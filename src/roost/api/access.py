@@ -122,7 +122,9 @@ def missing(kind: Kind, project: str, name: str | None) -> NotFound:
     """The one answer for what is not there and for what the caller may not know of."""
     if name is None or not kind.scoped:
         wanted = name or project
-        return NotFound(f'project "{wanted}" does not exist', fix="roost project list")
+        own = "roost project create mine && export ROOST_PROJECT=mine"
+        why, fix = "or you have no part in it", own if wanted == "default" else "roost project list"
+        return NotFound(f'project "{wanted}" does not exist', why, fix)
     listing = f"roost get {kind.name}" if project == "default" else f"roost get {kind.name} --project {project}"
     return NotFound(f'{kind.name} "{name}" does not exist in project "{project}"', fix=listing)
 

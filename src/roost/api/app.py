@@ -13,7 +13,8 @@ Only admins write programs with `policy.fs`, `publish`, `gui`, or a `net` that l
     GET    /openapi.json                          OpenAPI 3.1
     GET    /v1/doctor?area=host|jail|storage        report (JSON); admins only
 
-PLURAL is projects, machines, programs, images, snapshots, nodes or events; PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
+PLURAL is projects, machines, programs, networks, rulesets, forwards, images, snapshots, nodes or events;
+PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
     GET    /v1/PLURAL?project=P|all&label=k=v&limit=500&continue=TOKEN
                                                   {"items": [OBJECT...], "revision": N, "continue": TOKEN or null}, in order of project and
                                                   name; `project` defaults to "default", `all` is everything the caller may see; label may be
@@ -59,6 +60,9 @@ the first outcome again (header `Idempotency-Replayed: true`) and does nothing; 
                                                         transfer breaks the connection ends without the last chunk
     PUT    /v1/programs/PROJECT/NAME/content      body: the program's file, whose sha256 is `spec.sha256`; 200 OBJECT; it starts then
     GET    /v1/programs/PROJECT/NAME/logs?follow=true|false     application/octet-stream: what it printed; follow: until it comes to rest
+    GET    /v1/networks/PROJECT/NAME/picture      who is plugged in, with addresses, rules and counters
+    GET    /v1/networks/PROJECT/NAME/trace?from=M&to=M|ADDRESS&port=N&protocol=tcp|udp|icmp     which rule, route or link decides
+    GET    /v1/networks/PROJECT/NAME/capture?machine=M&port=NAME&frames=N     application/vnd.tcpdump.pcap: what passes a port
     PUT    /v1/images/PROJECT/NAME/content        body: the disk's bytes, for an image with `spec.upload`; 200 OBJECT
     GET    /v1/images/PROJECT/NAME/content        the disk as stored (qcow2); its sha256 is `status.digest`; 409 when the image has none
 
@@ -85,8 +89,9 @@ from roost.api.access import Gate, principal_of
 from roost.api.clones import Clones
 from roost.api.commits import Commits
 from roost.api.metrics import CONTENT_TYPE, Metrics
+from roost.api.networks import NetworkRoutes
 from roost.api.resources import Resources
-from roost.api.routes import Query, Route, clone_routes, object_routes, stream_routes
+from roost.api.routes import Query, Route, clone_routes, network_routes, object_routes, stream_routes
 from roost.api.services import Services
 from roost.api.sessions import Channel, Sessions
 from roost.api.streams import Streams
@@ -119,6 +124,7 @@ class Api:
             *self._own_routes(),
             *object_routes(resources),
             *clone_routes(clones),
+            *network_routes(NetworkRoutes(services, resources)),
             *stream_routes(resources, streams, Sessions(streams)),
         ]
         self._document = codec.encode(openapi.document(self.routes, services.build.partition("+")[0]))

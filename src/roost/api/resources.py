@@ -210,6 +210,7 @@ class Resources:
             before = await self.read(call, kind, "delete")
             if before.meta.deleting is not None:
                 return Change(202, before)
+            await self._services.dismiss(before)
             after = stamp(_with(before, meta=_with(before.meta, deleting=self._services.now())), 0)
             key = key_of(kind, call.project, call.name)
             return Change(202, after, (Write(key, codec.encode(after), expect=before.meta.revision),))

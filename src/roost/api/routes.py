@@ -9,6 +9,7 @@ from litestar.types import ASGIApp
 
 from roost.api.children import Children, CloneRequest, RestoreRequest
 from roost.api.clones import Clones
+from roost.api.networks import NetworkRoutes
 from roost.api.resources import NewName, Resources
 from roost.api.sessions import Channel, ExecRequest, Sessions
 from roost.api.streams import Streams
@@ -115,6 +116,33 @@ def clone_routes(clones: Clones) -> list[Route]:
         route("machines", "restore", "update", clones.restore_machine)._replace(
             takes=RestoreRequest.__name__, gives="Machine"
         ),
+    ]
+
+
+def network_routes(networks: NetworkRoutes) -> list[Route]:
+    """What looks into networks."""
+    kind = next(kind for kind in KINDS if kind.name == "network")
+    place = "/v1/networks/{{project}}/{{name}}/{}"
+
+    def route(tail: str, verb: Verb, do: HttpHandler, *queries: Query) -> Route:
+        text = (do.__doc__ or "").strip()
+        return Route("GET", place.format(tail), f"{tail}_network", text, do, None, verb, kind, queries=queries)
+
+    traced = (
+        Query("from", "a machine", required=True),
+        Query("to", "a machine or an address", required=True),
+        Query("protocol", "tcp (default), udp or icmp"),
+        Query("port", "the port that is connected to"),
+    )
+    captured = (
+        Query("machine", "a machine", required=True),
+        Query("port", "the name of its port; its first one of this network when left out"),
+        Query("frames", "how many frames; without end when left out"),
+    )
+    return [
+        route("picture", "get", networks.picture),
+        route("trace", "get", networks.trace, *traced),
+        route("capture", "exec", networks.capture, *captured)._replace(gives="application/vnd.tcpdump.pcap"),
     ]
 
 

@@ -10,7 +10,9 @@ from roost.hypervisor.base import Guest
 from roost.model.image import Image
 from roost.model.kinds import Object
 from roost.model.machine import Machine
+from roost.model.network import Network
 from roost.model.program import Program
+from roost.model.ruleset import Transport
 from roost.store.base import Store
 
 
@@ -19,6 +21,10 @@ class Guests(Protocol):
 
     async def guest(self, machine: Machine) -> Guest:
         """The running guest of `machine`. Raises Conflict when it does not run."""
+        ...
+
+    async def greeted(self, machine: Machine, guest: Guest) -> None:
+        """Returns once an answering guest is set up: it has its name and users. Raises NotStarted when that takes too long, Conflict when it ends."""
         ...
 
     def record(self, machine: Machine) -> bytes:
@@ -54,6 +60,24 @@ class Programs(Protocol):
         ...
 
 
+class Networks(Protocol):
+    """What can be seen of networks."""
+
+    async def picture(self, network: Network) -> Mapping[str, Any]:
+        """Who is plugged in, and what passed: see control.networkview.picture."""
+        ...
+
+    async def trace(
+        self, network: Network, source: str, target: str, protocol: Transport, port: int
+    ) -> Mapping[str, Any]:
+        """What decides whether `source` (a machine) reaches `target` (a machine or an address). Raises NotFound."""
+        ...
+
+    async def capture(self, network: Network, machine: str, port: str, frames: int | None) -> AsyncIterator[bytes]:
+        """What passes a machine's port (the first of this network for ""), as a pcap file. Raises NotFound."""
+        ...
+
+
 class Gauge(Protocol):
     """A number read when somebody asks for `/metrics`."""
 
@@ -74,6 +98,11 @@ async def admit_all(after: Object, before: Object | None, besides: Sequence[Obje
     return after
 
 
+async def dismiss_all(thing: Object) -> None:
+    """The hook of a daemon without kind-specific rules: everything may be deleted."""
+    del thing
+
+
 async def no_report(area: str) -> Mapping[str, Any]:
     """The report of a daemon that has nothing to examine."""
     return {"area": area, "checks": []}
@@ -84,7 +113,8 @@ class Services:
     """Everything the API is built from.
 
     `admit(after, before, besides)` is asked before every commit of a create (`before` None) or change; `besides` are further objects of
-    the same commit. It returns the object to store or raises Invalid, Conflict, QuotaExceeded. `owner` is the daemon's uid. `now` is
+    the same commit. It returns the object to store or raises Invalid, Conflict, QuotaExceeded. `dismiss` is asked before a
+    deletion. `owner` is the daemon's uid. `now` is
     the time as objects write it.
     """
 
@@ -92,10 +122,12 @@ class Services:
     guests: Guests
     uploads: Uploads
     programs: Programs
+    networks: Networks
     now: Callable[[], str]
     owner: int
     node: str
     build: str
     admit: Admit = admit_all
+    dismiss: Callable[[Object], Awaitable[None]] = dismiss_all
     doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
     gauges: Iterable[tuple[str, str, Gauge]] = ()

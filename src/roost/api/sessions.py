@@ -10,7 +10,7 @@ import msgspec
 from litestar.exceptions import WebSocketException
 from litestar.types import Receive, Send
 
-from roost.api.streams import Streams, agent_of
+from roost.api.streams import Streams
 from roost.api.wire import Call, Gone, document, first_of, refusal
 from roost.errors import Invalid, Problem, RoostError
 from roost.hypervisor.base import Command, Console, Session
@@ -136,12 +136,12 @@ class Sessions:
 
     async def execute(self, call: Call, channel: Channel) -> None:
         """Run one command. Everything that can be refused before the upgrade is."""
-        guest = await self._streams.guest(call, "exec")
+        machine, guest = await self._streams.inside(call)
         await channel.accept()
         request = await _first(channel)
         try:
             async with asyncio.timeout(request.timeout) as limit:
-                agent = await agent_of(guest, call.name)
+                agent = await self._streams.agent(machine, guest)
                 await _run(call, channel, await agent.execute(_command(request)))
         except TimeoutError:
             if not limit.expired():

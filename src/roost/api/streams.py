@@ -88,6 +88,28 @@ class Streams:
         """The running guest of the machine a path names. Raises NotFound, Forbidden, Conflict."""
         return await self._services.guests.guest(await self.machine(call, verb))
 
+    async def inside(self, call: Call) -> tuple[Machine, Guest]:
+        """The machine a path names and its running guest, for who may act inside of it. Raises NotFound, Forbidden, Conflict."""
+        machine = await self.machine(call, "exec")
+        return machine, await self._services.guests.guest(machine)
+
+    async def agent(self, machine: Machine, guest: Guest) -> Agent:
+        """The guest's agent, once the guest is set up: what acts before that meets a machine with another's name, or none.
+
+        Raises NotStarted when none answers in time, Conflict when the guest ends."""
+        try:
+            async with asyncio.timeout(AGENT_SECONDS):
+                agent = await guest.agent()
+        except TimeoutError:
+            what = f'machine "{machine.name}" did not answer'
+            why, fix = (
+                f"no agent in it spoke for {AGENT_SECONDS:.0f} s",
+                f"look what it does: roost logs {machine.name}",
+            )
+            raise NotStarted(what, why, fix) from None
+        await self._services.guests.greeted(machine, guest)
+        return agent
+
     async def logs(self, call: Call) -> Answer | Streamed:
         """What the console printed: the live ring of a running machine, else what was kept."""
         machine = await self.machine(call, "console")
@@ -103,17 +125,17 @@ class Streams:
 
     async def send_files(self, call: Call) -> Answer:
         """Unpack the body, a tar stream, inside the guest."""
-        guest = await self.guest(call, "exec")
+        machine, guest = await self.inside(call)
         path = _guest_path(call)
-        agent = await agent_of(guest, call.name)
+        agent = await self.agent(machine, guest)
         await agent.send_archive(path, call.stream())
         return Answer(status=204)
 
     async def fetch_files(self, call: Call) -> Streamed:
         """A tar stream of a path inside the guest. The first bytes are awaited before the answer begins, so that errors are errors."""
-        guest = await self.guest(call, "exec")
+        machine, guest = await self.inside(call)
         path = _guest_path(call)
-        agent = await agent_of(guest, call.name)
+        agent = await self.agent(machine, guest)
         chunks = agent.receive_archive(path)
         first = await anext(chunks, b"")
         return Streamed(_chain(first, chunks), b"application/x-tar")
@@ -156,18 +178,6 @@ class Streams:
         image = await self._resources.read(call, _IMAGE, "get")
         assert isinstance(image, Image)
         return Streamed(await self._services.uploads.download(image), b"application/octet-stream")
-
-
-async def agent_of(guest: Guest, name: str) -> Agent:
-    """The guest's agent. Raises NotStarted when none answers in time."""
-    try:
-        async with asyncio.timeout(AGENT_SECONDS):
-            return await guest.agent()
-    except TimeoutError:
-        what = f'machine "{name}" did not answer'
-        raise NotStarted(
-            what, f"no agent in it spoke for {AGENT_SECONDS:.0f} s", f"look what it does: roost logs {name}"
-        ) from None
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -101,6 +101,9 @@ _OF_KIND = {
     "image show": "image", "image delete": "image", "template delete": "image", "template publish": "image",
     "program show": "program", "program logs": "program", "program start": "program", "program stop": "program",
     "program restart": "program", "program upload": "program", "program delete": "program",
+    "network show": "network", "network delete": "network", "network attach": "network", "network detach": "network",
+    "network trace": "machine", "network capture": "machine", "ruleset show": "ruleset", "ruleset set": "ruleset",
+    "ruleset delete": "ruleset", "forward show": "forward", "forward delete": "forward",
     "project delete": "project", "project grant": "project", "project revoke": "project",
 }  # fmt: skip
 _MACHINE = {

@@ -54,7 +54,12 @@ def _arguments(parser: ArgumentParser) -> None:
     add(
         "--accelerator", choices=("auto", "kvm", "tcg"), help="hardware or emulation (default: what was proved to work)"
     )
-    add("--network", choices=("user", "none"), help="network (default user)")
+    add(
+        "--network",
+        metavar="NET[:ADDRESS]",
+        action="append",
+        help="user (default: one of its own), none, or a network made before; may be repeated",
+    )
     add(
         "--publish",
         metavar="[IP:]HOST:GUEST[/udp]",
@@ -80,11 +85,10 @@ def _launch(context: Context, given: Namespace) -> int:
     names = names_of(given.name or given.named, given.count)
     made: list[MachineHandle] = []
     with Waiting(quiet=context.quiet) as waiting:
-        source, sha256 = given.template, given.sha256
+        source, sha256, spec = given.template, given.sha256, spec_of(given)
+        check_networks(context, spec)
         for name in names:
-            made.append(
-                machines.launch(source, name, wait=False, report=waiting.report, sha256=sha256, **spec_of(given))
-            )
+            made.append(machines.launch(source, name, wait=False, report=waiting.report, sha256=sha256, **spec))
             source, sha256 = made[0].spec.image, None
             context.goes_on = _goes_on(made)
         _label(context, made, given.label)
@@ -106,13 +110,35 @@ def names_of(name: str | None, count: int) -> list[str | None]:
 def spec_of(given: Namespace) -> dict[str, Any]:
     """The fields of MachineSpec that the options name."""
     keys = [_key(word) for word in given.ssh_key or ()]
-    simple = ("cpus", "memory", "disk", "arch", "firmware", "accelerator", "network", "publish", "hostname")
+    simple = ("cpus", "memory", "disk", "arch", "firmware", "accelerator", "publish", "hostname")
     spec: dict[str, Any] = {name: getattr(given, name) for name in simple}
+    spec |= plugs(given.network or [])
     spec["ssh_keys"] = keys or None
     spec["users"] = [{"name": name, "ssh_keys": keys, "sudo": True} for name in given.user or ()] or None
     spec["user_data"] = read(given.user_data) if given.user_data else None
     spec |= {name: getattr(given, name) or None for name in ("ephemeral", "cold", "tpm")}
     return spec
+
+
+def plugs(words: list[str]) -> dict[str, Any]:
+    """What `--network` says: "user", "none", and networks with the address that is wanted there ("lan:10.20.0.5", "lan:fd00::5")."""
+    if not words:
+        return {}
+    ports = []
+    for word in words:
+        if word not in ("user", "none"):
+            network, _, address = word.partition(":")
+            ports.append({"network": network, **({"addresses": [address.strip("[]")]} if address else {})})
+    return {"network": "user" if "user" in words else "none", "ports": ports or None}
+
+
+def check_networks(context: Context, spec: dict[str, Any]) -> None:
+    """Raises NotFound for a network that is not there: the machine would wait for it."""
+    for port in spec.get("ports") or ():
+        try:
+            context.session.call("GET", path("networks", context.project, port["network"]))
+        except NotFound as error:
+            raise NotFound(error.what, error.why, f"roost network create {port['network']}") from None
 
 
 def read(name: str) -> str:

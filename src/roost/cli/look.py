@@ -17,6 +17,9 @@ from roost.errors import Invalid, NotFound, NotStarted
 KINDS = {
     "machine": "machines",
     "program": "programs",
+    "network": "networks",
+    "ruleset": "rulesets",
+    "forward": "forwards",
     "image": "images",
     "snapshot": "snapshots",
     "node": "nodes",
@@ -76,6 +79,38 @@ TABLES = {
             ("AGE", lambda it: render.age(it["meta"]["created"])),
         ),
     ),
+    "network": Table(
+        "networks",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _state),
+            ("MODE", lambda it: it["spec"]["mode"]),
+            ("SUBNETS", lambda it: ", ".join(subnet["cidr"] for subnet in it["status"]["subnets"])),
+            ("DOOR", lambda it: it["status"]["door"]),
+            ("PORTS", lambda it: it["status"]["ports"]),
+            ("AGE", lambda it: render.age(it["meta"]["created"])),
+        ),
+    ),
+    "ruleset": Table(
+        "rule sets",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("RULES", lambda it: len(it["spec"]["rules"])),
+            ("PORTS", lambda it: it["status"]["ports"]),
+            ("AGE", lambda it: render.age(it["meta"]["created"])),
+        ),
+    ),
+    "forward": Table(
+        "forwards",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _state),
+            ("FROM", lambda it: f"{it['spec']['address']}:{it['spec']['host_port']}/{it['spec']['protocol']}"),
+            ("MACHINE", lambda it: it["spec"]["machine"]),
+            ("TO", lambda it: it["status"]["target"] or f"port {it['spec']['guest_port']}"),
+            ("AGE", lambda it: render.age(it["meta"]["created"])),
+        ),
+    ),
     "image": Table(
         "images",
         (
@@ -122,6 +157,7 @@ TABLES = {
             ("MEMBERS", lambda it: ", ".join(f"{who} {role}" for who, role in it["spec"]["members"].items())),
             ("MACHINES", lambda it: it["spec"]["quota"]["machines"] or "no bound"),
             ("PROGRAMS", lambda it: it["spec"]["quota"]["programs"] or "no bound"),
+            ("NETWORKS", lambda it: it["spec"]["quota"]["networks"] or "no bound"),
             ("CPUS", lambda it: it["spec"]["quota"]["cpus"] or "no bound"),
             (
                 "MEMORY",

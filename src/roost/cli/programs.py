@@ -49,7 +49,7 @@ def _begin(context: Context, parsed: Parsed) -> int:
     options: dict[str, Any] = parsed.options
     restart: Any = RESTARTS.get(options["restart"] or "no", options["restart"])
     cwd = str(Path.cwd()) if any(_covers(grant.target) for grant in parsed.policy.fs) else ""
-    context.goes_on = "what was begun goes on; `roost program list` shows it"
+    context.goes_on = f"what was begun goes on; `roost program list{_in(context)}` shows it"
     with Waiting(quiet=context.quiet) as waiting:
         program = Programs(context.session, context.project).run(
             parsed.file, *parsed.arguments, name=options["name"], vm=options["vm"] or "", restart=restart, cwd=cwd,
@@ -57,11 +57,14 @@ def _begin(context: Context, parsed: Parsed) -> int:
         )  # fmt: skip
     if context.output in ("json", "yaml", "name"):
         show(plain(program.object), context.output, TABLES["program"])
-    elif program.status.phase == "running":
-        context.say(f"{program.name} runs; next: roost logs {program.name}")
-    else:
-        context.say(f"{program.name} is {program.status.phase}; next: roost logs {program.name}")
+        return 0
+    context.say(f"{program.name} {_now(program)}; next: roost logs{_in(context)} {program.name}")
     return 0
+
+
+def _in(context: Context) -> str:
+    """The flag for the next command, where it needs one."""
+    return "" if context.project == "default" else f" --project {context.project}"
 
 
 def _covers(target: str) -> bool:
@@ -135,7 +138,9 @@ def _delete(context: Context, given: Namespace) -> int:
 
 def _power(context: Context, given: Namespace) -> int:
     programs = Programs(context.session, context.project)
-    context.goes_on = f"what was begun goes on ({given.action} {' '.join(given.names)}); `roost program list` shows it"
+    context.goes_on = (
+        f"what was begun goes on ({given.action} {' '.join(given.names)}); `roost program list{_in(context)}` shows it"
+    )
     with Waiting(quiet=context.quiet) as waiting:
         return each(context, given.names, lambda name: _ACTS[given.action](programs.handle(name), given, waiting))
 

@@ -25,6 +25,7 @@ def _arguments(parser: ArgumentParser) -> None:
     created.add_argument("name", metavar="NAME")
     created.add_argument("--machines", type=int, metavar="N", help="machines it may have")
     created.add_argument("--programs", type=int, metavar="N", help="programs it may have")
+    created.add_argument("--networks", type=int, metavar="N", help="networks it may have")
     created.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs it may have")
     created.add_argument("--memory", metavar="SIZE", help="memory it may have")
     deleted = add("delete", "delete projects (they must be empty)")
@@ -54,7 +55,7 @@ def _list(context: Context, given: Namespace) -> int:
 def _create(context: Context, given: Namespace) -> int:
     bounds = {
         name: getattr(given, name)
-        for name in ("machines", "programs", "cpus", "memory")
+        for name in ("machines", "programs", "networks", "cpus", "memory")
         if getattr(given, name) is not None
     }
     made = context.session.call("POST", path("projects"), {"name": given.name, "spec": {"quota": bounds}})

@@ -7,24 +7,31 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from roost.control.networkplan import names_it, uses
 from roost.errors import Conflict, Invalid, NotFound, Problem, QuotaExceeded
 from roost.model import codec, size
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME, Object, key_of, prefix_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch
+from roost.model.network import Network
 from roost.model.program import Program
 from roost.model.project import Project, Quota
+from roost.model.ruleset import RuleSet
 from roost.store.base import Store
 
 T = TypeVar("T", Machine, Image)
-S = TypeVar("S", Machine, Program)
+S = TypeVar("S", Machine, Program, Network)
 
 FIXED = {
     "machine": ("image", "arch", "disk", "user_data", "ephemeral", "users", "ssh_keys", "tpm", "source"),
     "image": ("template", "url", "sha256", "upload", "arch"),
+    "network": ("mode", "subnets", "interface", "vlan"),
 }
 """Fields of a spec that decide what was made at the beginning, so they can not change afterwards."""
+
+
+_EDIT = "roost edit machine {}"
 
 
 class Admission:
@@ -45,6 +52,8 @@ class Admission:
         if isinstance(after, Program):
             await self._check_quota(after, project.spec.quota, besides)
             return after
+        if isinstance(after, Network):
+            return await self._network(after, before if isinstance(before, Network) else None, project, besides)
         if isinstance(after, Image):
             return _with_arch(after, before if isinstance(before, Image) else None, self._arch)
         return after
@@ -64,6 +73,42 @@ class Admission:
         new = _with_arch(new, old, self._arch)
         await self._check_quota(new, project.spec.quota, besides)
         return new
+
+    async def _network(self, new: Network, old: Network | None, project: Project, besides: Sequence[Object]) -> Network:
+        if old is not None and (problems := list(_changed(new, old))):
+            what = f'network "{new.name}" was not changed'
+            raise Invalid(
+                what, problems=problems, fix="make a network of another name, and attach the machines to that"
+            )
+        limit = project.spec.quota.networks
+        if old is None and limit is not None:
+            count = len(await self._others(new, Network, besides)) + 1
+            if count > limit:
+                why = f'project "{new.project}" may have {limit} networks, with this it would have {count}'
+                fix = "delete a network, or ask an owner to raise the quota"
+                raise QuotaExceeded(f'network "{new.name}" is over quota', why, fix)
+        return new
+
+    async def dismiss(self, thing: Object) -> None:
+        """Whether the object may be deleted. Raises Conflict for a network or a rule set that machines name."""
+        if not isinstance(thing, Network | RuleSet):
+            return
+        machines: list[Machine] = await self._others(thing, Machine, ())
+        users = [
+            machine.name
+            for machine in machines
+            if machine.meta.deleting is None
+            and (names_it(machine, thing.name) if isinstance(thing, Network) else uses(machine, thing.name))
+        ]
+        if users:
+            named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
+            what = f'{thing.kind} "{thing.name}" was not deleted'
+            fix = (
+                f"roost network detach {thing.name} {users[0]}"
+                if isinstance(thing, Network)
+                else _EDIT.format(users[0])
+            )
+            raise Conflict(what, f"ports of machines name it: {named}", fix)
 
     async def _check_quota(self, new: Machine | Program, quota: Quota, besides: Sequence[Object]) -> None:
         if quota == Quota():
@@ -110,7 +155,7 @@ def _with_arch(new: T, old: T | None, host: Arch) -> T:
     return new
 
 
-def _changed(new: T, old: T) -> Iterator[Problem]:
+def _changed(new: Machine | Image | Network, old: Machine | Image | Network) -> Iterator[Problem]:
     for field in FIXED[new.kind]:
         if getattr(new.spec, field) != getattr(old.spec, field):
             yield Problem(f"spec.{field}", "can not change after creation")

@@ -11,7 +11,7 @@ from roost.model.machine import Machine, MachineSpec, MachineStatus, Restore, So
 from roost.model.meta import Meta
 from roost.model.snapshot import Snapshot
 
-HARDWARE = ("cpus", "memory", "firmware", "accelerator", "network", "tpm")
+HARDWARE = ("cpus", "memory", "firmware", "accelerator", "network", "ports", "tpm")
 """Fields of a spec that a saved memory fits: going back to it brings them back."""
 KEPT_FIELDS = ("machine", "memory")
 """Fields of a snapshot that say what was taken, so that they can not change."""
@@ -55,7 +55,7 @@ def restored(machine: Machine, snapshot: Snapshot, *, memory: bool = True) -> Ma
     wish: dict[str, Any] = {"restore": Restore(snapshot=snapshot.name, serial=serial + 1, memory=memory)}
     if snapshot.status.memory and memory:
         wish |= {"power": "running", **{field: getattr(kept, field) for field in HARDWARE}}
-        wish["publish"] = machine.spec.publish if kept.network != "none" else ()
+        wish["publish"] = machine.spec.publish if kept.network != "none" or kept.ports else ()
     after: Machine = _with(machine, spec=_with(machine.spec, **wish))
     return after
 
@@ -99,6 +99,7 @@ def _child(project: str, name: str, spec: MachineSpec, source: Source, power: st
         power=power,
         restarts=0,
         publish=(),
+        ports=tuple(_with(port, addresses=(), mac="") for port in spec.ports),
         hostname=None,
         ephemeral=False,
         cold=False,

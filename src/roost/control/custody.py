@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from roost.control.held import AgentKind, Held
 from roost.control.plan import is_twin
-from roost.errors import Conflict, Unavailable
+from roost.errors import Conflict, NotStarted, Unavailable
 from roost.host import files
 from roost.host.clock import Clock
 from roost.host.paths import Paths
@@ -22,6 +22,8 @@ ADOPTION_SECONDS = 30.0
 AGENT_SECONDS = 300.0
 """Longest a start waits for an answer from inside; Debian's own cloud images take some 100 s under emulation."""
 
+GREETING_SECONDS = 90.0
+"""Longest a request waits until a machine that answers is set up; more than the set-up itself may take."""
 
 TWIN_SECONDS = 60.0
 """Longest a copy of what answered already is waited for; 32 made at once by two processors took 10 s."""
@@ -74,6 +76,21 @@ class Custody:
                 raise Unavailable(what, "Roost was started anew and could not take it over yet", "try again") from None
         return held
 
+    async def greeted(self, machine: Machine, guest: Guest) -> None:
+        """Wait until an answering guest is the machine it is to be: before that it has no name, no users, or those of what it is a copy of.
+
+        Raises Conflict when it ends before that, NotStarted when it takes too long."""
+        held = self.of(machine)
+        try:
+            async with asyncio.timeout(GREETING_SECONDS):
+                await held.greeted.wait()
+        except TimeoutError:
+            what, why = f'machine "{machine.name}" is not ready', "it answers, and is still being set up"
+            raise NotStarted(what, why, f"look what it does: roost logs {machine.name}") from None
+        if held.guest is not guest:
+            what = f'machine "{machine.name}" is not running'
+            raise Conflict(what, "it ended while it was set up", f"roost start {machine.name}")
+
     def running(self) -> int:
         """How many guests are held."""
         return sum(held.guest is not None for held in self._held.values())
@@ -113,6 +130,8 @@ class Custody:
             get(__name__).info("machine adopted", pid=guest.process.pid)
             held.agent = machine.status.agent if machine.status.agent != "none" else None
             self.hold(held, guest)
+            if held.agent is not None:
+                held.greeted.set()
             self.listen(machine, held, guest)
             return True
         before = machine.status.process
@@ -125,6 +144,7 @@ class Custody:
         """Hold a guest: its changes wake the machine, its end is awaited."""
         held.guest, held.exit = guest, None
         held.looked.set()
+        held.greeted.clear()
         guest.on_change = lambda: self._wake(held.key)
         held.waiter = spawn_task(self._await_exit(held, guest), f"exit of {held.key}")
 
@@ -140,6 +160,7 @@ class Custody:
             held.guest = None
             held.exit = Exit(held.reason, clean=False) if held.reason else ended
             held.reason = ""
+            held.greeted.set()  # who waits for it is told that it is gone
         self._wake(held.key)
 
     async def _await_agent(self, held: Held, guest: Guest, longest: float) -> None:

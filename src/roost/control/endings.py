@@ -53,6 +53,7 @@ def _without_process(machine: Machine) -> MachineStatus:
         pid=None,
         agent="none",
         addresses=(),
+        ports=(),
         isolation=Isolation(),
         restarts=machine.spec.restarts,
         progress="",

@@ -10,10 +10,12 @@ from roost.errors import RoostError
 from roost.log import get
 from roost.model import codec
 from roost.model.event import Event, EventSpec
+from roost.model.forward import Forward
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Meta
+from roost.model.network import Network
 from roost.model.program import Program
 from roost.model.snapshot import Snapshot
 from roost.store.base import Store
@@ -24,7 +26,7 @@ KEEP = 24 * 3600.0
 _LEASE_SPAN = 3600.0
 """Events of one hour share a lease, so that a busy host does not hold one lease an event."""
 
-About: TypeAlias = Machine | Program | Image | Snapshot
+About: TypeAlias = Machine | Program | Network | Forward | Image | Snapshot
 
 
 def now() -> str:

@@ -23,6 +23,7 @@ class Held:
         self.guest: Guest | None = None
         self.exit: Exit | None = None
         self.looked = asyncio.Event()
+        self.greeted = asyncio.Event()
         self.agent: AgentKind | None = None
         self.pressed: float | None = None
         self.asked = 0.0
@@ -36,6 +37,8 @@ class Held:
         self.path: Literal["cold", "warm", "clone", "restore"] = "cold"
         self.acting = asyncio.Lock()
         self.recovered = False
+        self.wired = False
+        self.waits_for = ""
         self.trouble: Trouble | None = None
         self.waiter: asyncio.Task[Any] | None = None
         self.listener: asyncio.Task[Any] | None = None
@@ -76,6 +79,7 @@ class Held:
         self.guest = self.exit = self.pressed = self._began = self.listener = self.waiter = self.cold = None
         self.path = "cold"
         self.agent, self.reason, self._marks = None, "", {}
+        self.wired = False
 
     def stop_waiting(self) -> None:
         """Cancel what waits for the guest."""

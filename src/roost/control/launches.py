@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from roost.control.ports import blank_cards
 from roost.control.preparation import Prepared
 from roost.errors import Invalid
 from roost.host.paths import Paths
@@ -73,7 +74,8 @@ def launch_of(
         disks=() if diskless else (Disk(where.disk, below, serial="root"),),
         seed=prepared.seed,
         network="unplugged" if exact and spec.network == "user" else spec.network,
-        publish=(*spec.publish, *prepared.publish),
+        cards=blank_cards(machine),
+        publish=(*(spec.publish if spec.network == "user" else ()), *prepared.publish),
         hostname=spec.hostname or machine.name,
         tpm=spec.tpm,
     )
@@ -88,7 +90,7 @@ def traits_of(launch: Launch, image: str, shape: str) -> Traits:
         memory=launch.memory,
         accelerator=launch.accelerator,
         firmware=launch.firmware,
-        network=launch.network != "none",
+        network=launch.network != "none" or any(card.slot == 0 for card in launch.cards),
         seed=launch.seed is not None,
         tpm=launch.tpm,
         shape=shape,

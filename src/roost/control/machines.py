@@ -14,9 +14,11 @@ from roost.control.custody import Custody
 from roost.control.endings import ended, failed, was_asked
 from roost.control.events import Recorder
 from roost.control.held import AgentKind, Held
-from roost.control.plan import Seen, Step, is_born, is_copy, is_restoring, is_twin, next_step
+from roost.control.networkplan import is_wired
+from roost.control.plan import Seen, Step, is_born, is_copy, is_exact, is_restoring, is_twin, next_step
 from roost.control.records import Records
 from roost.control.starting import Starting
+from roost.control.wiring import Wiring
 from roost.control.world import World
 from roost.errors import NotFound, RoostError
 from roost.host import failpoints, files
@@ -60,7 +62,10 @@ class Machines:
         self._custody = custody
         self._wake_after = wake_after
         self._starting = Starting(world, recorder, custody, self._show)
+        self._wiring = Wiring(world, recorder, self._show)
         self._acts: dict[Step, Callable[[str, Machine, Held], Awaitable[None]]] = {
+            "await-networks": self._starting.await_networks,
+            "wire": self._wiring.wire,
             "find-image": self._starting.find_image,
             "await-image": self._starting.await_image,
             "create-disk": self._starting.create_disk,
@@ -115,7 +120,7 @@ class Machines:
             await self._fail(key, machine, held, error, twin=twin)
         if step in ("find-origin", "await-origin"):
             return not held.making
-        return step not in ("await-image", "await-end", "await-space", "remove-object")
+        return step not in ("await-networks", "await-image", "await-end", "await-space", "remove-object")
 
     def _undisturbed(self, step: Step, machine: Machine) -> AbstractAsyncContextManager[None]:
         """Steps that put a disk to use, replace or remove it do not do so while housekeeping copies it."""
@@ -144,7 +149,22 @@ class Machines:
             overdue=self._grace_left(machine, held) <= 0,
             agent=held.agent,
             files=where.keep.exists() or where.live.exists(),
+            **await self._look_at_ports(machine, held),
         )
+
+    async def _look_at_ports(self, machine: Machine, held: Held) -> dict[str, bool]:
+        """Networks matter to what is to have a process; the ports to one that runs and is itself."""
+        if machine.meta.deleting is not None or machine.spec.power == "stopped":
+            return {}
+        wired = (
+            (held.wired and is_wired(machine) and not self._world.ports.has_lost(machine))
+            or is_exact(machine)
+            or is_twin(machine)
+        )
+        if held.guest is not None and wired:
+            return {}
+        held.waits_for = await self._world.ports.missing(machine, held.key)
+        return {"networks": not held.waits_for, "wired": wired}
 
     def _hold_place(self, machine: Machine, traits: Traits, guest: Guest) -> None:
         """An adopted guest keeps its place in the host's memory."""

@@ -194,7 +194,18 @@ def _anonymous(launch: Launch, hidden: _Hidden) -> Launch:
     """The same machine under an identity of its own, with no way in from outside."""
     where = hidden.files
     disks = tuple(disk._replace(file=where.disk) for disk in launch.disks)
-    return launch._replace(uid=hidden.uid, files=where, disks=disks, publish=(), hostname="template", spare="")
+    network = "user" if any(card.slot == 0 for card in launch.cards) else launch.network
+    cards = tuple(card._replace(tap=None) for card in launch.cards if card.slot)
+    return launch._replace(
+        uid=hidden.uid,
+        files=where,
+        disks=disks,
+        network=network,
+        cards=cards,
+        publish=(),
+        hostname="template",
+        spare="",
+    )
 
 
 async def _seal(agent: Agent) -> None:

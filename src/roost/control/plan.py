@@ -8,6 +8,7 @@ from roost.hypervisor.base import Exit, RunState
 from roost.model.machine import Machine
 
 Step = Literal[
+    "await-networks",
     "find-image",
     "await-image",
     "create-disk",
@@ -19,6 +20,7 @@ Step = Literal[
     "resume",
     "pause",
     "greet",
+    "wire",
     "press-power",
     "await-end",
     "await-space",
@@ -43,6 +45,7 @@ class Seen(NamedTuple):
     `image` is the state of the image object. `origin` is what the machine is to go on from instead of booting afresh (a machine, a
     snapshot, a warm template), `memory` whether that has memory; "none" when it boots. `pressed` and `overdue` say whether the power
     button was pressed and its grace is over; `agent` who answers inside, if anybody does; `files` that something of it is on disk.
+    `networks`: those that it is plugged into are ready; `wired`: the ports of the running machine are those of its spec.
     """
 
     guest: RunState | None = None
@@ -55,6 +58,8 @@ class Seen(NamedTuple):
     overdue: bool = False
     agent: Literal["roost", "qemu-ga", "ssh", "absent"] | None = None
     files: bool = False
+    networks: bool = True
+    wired: bool = True
 
 
 def next_step(machine: Machine, seen: Seen) -> Step | None:
@@ -121,10 +126,14 @@ def is_born(machine: Machine) -> bool:
     return machine.status.born or machine.status.configured
 
 
+def is_exact(machine: Machine) -> bool:
+    """Whether it keeps the identity of what it is a copy of: its cards are plugged into nothing."""
+    return machine.spec.source is not None and machine.spec.source.keep_identity
+
+
 def is_twin(machine: Machine) -> bool:
     """Whether it has gone on from another's memory and nobody inside was told yet that it is somebody else: nothing may be plugged in."""
-    exact = machine.spec.source is not None and machine.spec.source.keep_identity
-    return machine.status.timing.path in ("warm", "clone") and not machine.status.configured and not exact
+    return machine.status.timing.path in ("warm", "clone") and not machine.status.configured and not is_exact(machine)
 
 
 def _towards_origin(machine: Machine, seen: Seen) -> Step:
@@ -136,6 +145,8 @@ def _towards_origin(machine: Machine, seen: Seen) -> Step:
 
 
 def _towards_process(machine: Machine, seen: Seen) -> Step:
+    if not seen.networks:
+        return "await-networks"
     if is_copy(machine):
         return _towards_origin(machine, seen)
     if seen.image == "unknown":
@@ -158,6 +169,8 @@ def _towards_power(machine: Machine, seen: Seen) -> Step | None:
         return "await-space"
     if seen.agent is not None and seen.agent != machine.status.agent and machine.spec.power == "running":
         return "greet"
+    if seen.guest == "running" and not seen.wired and seen.networks:
+        return "wire"
     return _towards_shown(machine)
 
 

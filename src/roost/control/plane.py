@@ -9,11 +9,13 @@ from typing import NamedTuple, Protocol
 
 from roost import log
 from roost.control import housekeeping, snapshots, warm
+from roost.control.addresses import Addresses
 from roost.control.checkpoints import Checkpoints
 from roost.control.contents import Contents
 from roost.control.custody import Custody
 from roost.control.events import Recorder
 from roost.control.forecast import reserve
+from roost.control.forwards import Forwards
 from roost.control.housekeeping import Housekeeping
 from roost.control.images import ImageReconciler
 from roost.control.images import Parts as ImageParts
@@ -22,8 +24,11 @@ from roost.control.keepers import LocalKeepers
 from roost.control.loop import Loop
 from roost.control.machines import Machines
 from roost.control.making import Workshop
+from roost.control.networks import Means as NetworkMeans
+from roost.control.networks import Networks, Residents, RuleSets
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.programs import Means as ProgramMeans
 from roost.control.programs import Programs
@@ -44,9 +49,11 @@ from roost.hypervisor.base import Hypervisor
 from roost.model.facts import HostFacts
 from roost.model.machine import Machine
 from roost.model.meta import Arch
+from roost.model.network import Mode
 from roost.model.node import Verdict
 from roost.model.program import Program
 from roost.model.snapshot import Snapshot
+from roost.network.base import Door, Fabrics
 from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest
 from roost.store.base import Store
@@ -89,6 +96,21 @@ class Engines(Protocol):
         ...
 
     @property
+    def fabrics(self) -> Fabrics:
+        """What makes networks."""
+        ...
+
+    @property
+    def door(self) -> Callable[[Mode], Awaitable[tuple[Door, str]]]:
+        """How a network of a mode reaches the world here, and why not better, or ""."""
+        ...
+
+    @property
+    def residents(self) -> Residents:
+        """Who the engine of networks asks for what machines are told of themselves."""
+        ...
+
+    @property
     def prepare(self) -> Callable[[Machine, Manifest], Awaitable[Prepared]]:
         """What is made before a first start."""
         ...
@@ -118,6 +140,7 @@ class Plane(NamedTuple):
     housekeeping: Housekeeping
     programs: Programs
     contents: Contents
+    networks: Networks
 
     def running(self) -> int:
         """Machines and programs that run."""
@@ -144,10 +167,21 @@ async def begin(here: Here, engine: Engines, stack: AsyncExitStack) -> Plane:
     schedules = Schedules(*common, clock, _wall)
     contents = Contents(here.paths)
     programs = await _begin_programs(here, shared, contents, stack)
+    networks, ports = _begin_networks(here, engine, shared, stack)
     plane = Plane(
-        loop, custody, images, shared.checkpoints, engine.layers, templates, schedules, house, programs, contents
+        loop,
+        custody,
+        images,
+        shared.checkpoints,
+        engine.layers,
+        templates,
+        schedules,
+        house,
+        programs,
+        contents,
+        networks,
     )
-    world = _world(here, engine, shared, plane, taker)
+    world = _world(here, engine, shared, plane, taker, ports)
     means = snapshots.Means(custody.guest, taker, shared.checkpoints, house, clock, _wall)
     loop.add("machines/", Machines(*common, custody, world, loop.wake_after), workers=MACHINE_WORKERS)
     loop.add("programs/", programs, workers=PROGRAM_WORKERS)
@@ -193,7 +227,7 @@ async def _begin_shared(here: Here, engine: Engines, stack: AsyncExitStack) -> _
     return _Shared(records, Recorder(here.store), custody, checkpoints, places, loop)
 
 
-def _world(here: Here, engine: Engines, shared: _Shared, plane: Plane, taker: Taker) -> World:
+def _world(here: Here, engine: Engines, shared: _Shared, plane: Plane, taker: Taker, ports: Ports) -> World:
     reserved = Reserve(here.paths.reserve)
     reserved.hold()
     return World(
@@ -213,6 +247,7 @@ def _world(here: Here, engine: Engines, shared: _Shared, plane: Plane, taker: Ta
         reservations=shared.places,
         reserve=reserved,
         prepare=engine.prepare,
+        ports=ports,
         node=here.node,
     )
 
@@ -226,6 +261,23 @@ async def _begin_programs(here: Here, shared: _Shared, contents: Contents, stack
     programs = Programs(shared.records, shared.recorder, means, loop.wake, loop.wake_after)
     stack.callback(programs.detach)
     return programs
+
+
+def _begin_networks(here: Here, engine: Engines, shared: _Shared, stack: AsyncExitStack) -> tuple[Networks, Ports]:
+    """Networks, rule sets and forwards, and what plugs machines in."""
+    loop, addresses = shared.loop, Addresses(here.store, _wall)
+    means = NetworkMeans(engine.fabrics, addresses, engine.door, loop.wake, engine.residents)
+    networks = Networks(shared.records, shared.recorder, means)
+    loop.add("networks/", networks)
+    loop.add("rulesets/", RuleSets(shared.records))
+    loop.add("forwards/", Forwards(shared.records, networks))
+    for name, work in (
+        ("machines for networks", networks.follow_machines()),
+        ("rule sets for networks", networks.follow_rules()),
+        ("forwards for networks", networks.follow_forwards()),
+    ):
+        stack.callback(log.spawn_task(work, name).cancel)
+    return networks, Ports(shared.records, networks, addresses)
 
 
 class _Projects:

@@ -10,14 +10,17 @@ import msgspec
 from roost.control.events import now
 from roost.errors import Conflict
 from roost.model import codec
+from roost.model.forward import Forward
 from roost.model.image import Image
 from roost.model.kinds import BY_NAME, prefix_of
 from roost.model.machine import Machine
+from roost.model.network import Network
 from roost.model.program import Program
+from roost.model.ruleset import RuleSet
 from roost.model.snapshot import Snapshot
 from roost.store.base import Entry, Store
 
-T = TypeVar("T", Machine, Program, Image, Snapshot)
+T = TypeVar("T", Machine, Program, Network, RuleSet, Forward, Image, Snapshot)
 
 
 class Records:
@@ -45,6 +48,10 @@ class Records:
     async def program(self, key: str) -> Program:
         """The program at `key`. Raises NotFound."""
         return read(await self.store.get(key), Program)
+
+    async def network(self, key: str) -> Network:
+        """The network at `key`. Raises NotFound."""
+        return read(await self.store.get(key), Network)
 
     async def all(self, type_: type[T], project: str | None = None) -> list[T]:
         """Every object of a kind (in one project)."""

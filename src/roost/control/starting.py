@@ -16,6 +16,7 @@ from roost.control.held import Held
 from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of, traits_of
 from roost.control.origins import Origin
 from roost.control.plan import is_born, is_restoring, is_twin
+from roost.control.ports import linked_slots, shown, with_macs
 from roost.control.preparation import Prepared
 from roost.control.warmth import PROGRESS, Cold
 from roost.control.world import World
@@ -57,6 +58,10 @@ class Starting:
         self._show = show
 
     # ------------------------------------------------------------------ what it is made from
+
+    async def await_networks(self, key: str, machine: Machine, held: Held) -> None:
+        """Show what it waits for; that wakes the machine."""
+        await self._show(key, phase="pending", progress=held.waits_for, error=None, exit="")
 
     async def find_image(self, key: str, machine: Machine, held: Held) -> None:
         """Ask for the image."""
@@ -264,6 +269,7 @@ class Starting:
         """Start the process. What the machine `becomes` is written down before, so that no daemon after this one takes it for another."""
         where = self._files(machine)
         where.live.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ports = await self._world.ports.take(machine)
         await self._show(
             key,
             phase="starting",
@@ -273,13 +279,21 @@ class Starting:
             restarts=machine.spec.restarts,
             node=self._world.node,
             timing=Timing(path=held.path),
+            ports=ports,
             **becomes,
         )
-        guest = await self._start_process(launch)
+        async with self._world.ports.plugged(machine, ports) as cards:
+            self._world.ports.check_published(machine)
+            guest = await self._start_process(launch._replace(cards=cards))
         held.mark("process", self._world.clock.now())
         await failpoints.reach("machine.started")
         self._custody.hold(held, guest)
-        held.agent = None
+        held.agent, held.wired = None, True
+        if ports and launch.saved is not None:
+            ports = with_macs(ports, await guest.cards())
+        down = [port.slot for port in ports if not port.link]
+        if down:
+            await guest.set_link(up=False, slots=down)
         traits = traits_of(launch, held.digest or machine.status.image, self._world.hypervisor.shape(launch))
         await self._show(
             key,
@@ -289,7 +303,8 @@ class Starting:
             firmware=launch.firmware,
             started_as=traits,
             isolation=guest.isolation,
-            addresses=guest.addresses,
+            addresses=shown(guest.addresses, ports),
+            ports=ports,
             cloning=guest.cloning,
             image=traits.image,
             agent="none",
@@ -374,16 +389,19 @@ class Starting:
         elif not exact and (not machine.status.configured or self._forgets(machine)):
             warnings = (*warnings, *await self._set_up(machine, guest))
         if not exact:
-            await guest.set_link(up=True)
+            if machine.status.timing.path != "cold":
+                await self._world.ports.settle(machine)  # its cards have other addresses than they were plugged in with
+            await guest.set_link(up=True, slots=linked_slots(machine))
         held.mark("total", self._world.clock.now())
         configured = machine.status.configured or kind != "absent"
         timing = held.timing(machine.status.timing.pause)
         await self._show(key, configured=configured, agent=kind, timing=timing, progress="", warnings=warnings)
+        held.greeted.set()
         await self._recorder.record(machine, "Ready", f"the machine answered after {held.seconds('agent'):.1f} s")
 
     async def _set_up(self, machine: Machine, guest: Guest) -> tuple[str, ...]:
         """First-boot set-up; returns what went wrong. The machine runs and answers: that its name could not be set is no reason to end it."""
-        setup = setup_of(machine)
+        setup = setup_of(machine)._replace(cards=await self._world.ports.setups(machine))
         if machine.status.origin and machine.spec.disk is not None:
             await guest.resize_disk(machine.spec.disk)
         if machine.status.origin:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 from roost.control.checkpoints import Checkpoint, Checkpoints
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.reservations import Reservations
 from roost.control.taking import House, Taker
@@ -106,4 +107,5 @@ class World(NamedTuple):
     reservations: Reservations
     reserve: Reserve
     prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
+    ports: Ports
     node: str = ""

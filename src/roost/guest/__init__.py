@@ -11,8 +11,10 @@ _HERE = Path(__file__).parent
 _CHECKOUT = _HERE.parents[2] / "guest"
 
 
-def binary(arch: str, name: Literal["agent", "init", "escape", "fence", "memory.so"]) -> Path:
-    """The static program `name`, or the library that is preloaded into QEMU, for `arch` (x86_64, aarch64, riscv64).
+def binary(
+    arch: str, name: Literal["agent", "init", "escape", "fence", "holder", "relay", "capget.so", "memory.so"]
+) -> Path:
+    """The static program `name`, or a library that is preloaded into QEMU or dnsmasq, for `arch` (x86_64, aarch64, riscv64).
 
     Raises Unavailable with the command that builds it.
     """

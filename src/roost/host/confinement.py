@@ -49,10 +49,13 @@ class Spec:
     network: bool
     sandboxes_itself: bool
     huge_pages: bool = True
+    entrance: tuple[int, int, tuple[int, ...], str] = (-1, -1, (), "")
+    """Descriptors of a user and a network namespace to be entered (-1: none), and the capabilities to be kept in the former. With a path the
+    latter is not entered, but bound there."""
 
     def pack(self) -> bytes:
         """For a launcher under the same interpreter."""
-        return marshal.dumps(vars(self))
+        return marshal.dumps({**vars(self), "entrance": (*self.entrance,)})
 
     @classmethod
     def unpack(cls, data: bytes) -> Spec:
@@ -85,8 +88,12 @@ class _Launcher:
     def __init__(self, spec: Spec, status_fd: int, gate_fd: int) -> None:
         self._spec = spec
         self._was_root = os.geteuid() == 0
-        self._status, self._gate, self._descriptors = _sort_descriptors(spec.fds, status_fd, gate_fd)
+        owner, network, self._kept, self._place = spec.entrance
+        ours = [status_fd, gate_fd, owner, network]
+        (self._status, self._gate, self._owner, self._network), self._descriptors = _sort_descriptors(spec.fds, ours)
         self._mode = "bare"
+        if self._place:
+            spec.binds.append((f"/proc/self/fd/{self._network}", self._place, "read"))
 
     def report(self, word: str, text: str = "") -> None:
         os.write(self._status, f"{word} {text}".replace("\n", " ").encode() + b"\n")
@@ -95,6 +102,7 @@ class _Launcher:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(self._spec.oom_score))
         os.umask(0o022)  # the jail's uid must be able to pass the directories that we make
+        self._enter_network()
         self._mode = self._find_mode()
         trees = self._enter_namespaces()
         pid = kernel.clone_sibling()
@@ -113,10 +121,13 @@ class _Launcher:
         self._execute()
 
     def _find_mode(self) -> str:
-        """How the namespaces come: "user", by a user namespace; "root", by root without one; "bare", not at all.
+        """How the namespaces come: "user", by a user namespace; "root", by root without one; "bare", not at all; "entered", by one that is
+        there and in which the program keeps capabilities.
 
         Tried beforehand in a process of its own: once in the mode found here a failure is an error, never a weaker jail.
         """
+        if self._kept:
+            return "entered"  # or an error: nowhere else may it have them
         for mode in ("user", "root"):
             pid = os.fork()
             if pid == 0:
@@ -135,7 +146,9 @@ class _Launcher:
             os._exit(1)
 
     def _unshare(self, mode: str, flags: int) -> None:
-        if mode == "root":
+        if mode == "entered":
+            self._live_in_entered()
+        if mode != "user":
             kernel.unshare(flags)
             return
         # First the uid, then the namespace, which then belongs to that uid and gives no power over any other.
@@ -146,6 +159,26 @@ class _Launcher:
         for name, text in (("setgroups", "deny"), ("gid_map", f"{_INSIDE} {gid} 1"), ("uid_map", f"{_INSIDE} {uid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
+
+    def _live_in_entered(self) -> None:
+        """Be who we are to be in the entered user namespace, which knows the jail's uid by the same number or as 0. All its capabilities
+        are ours until `_drop_privileges`."""
+        if self._was_root:
+            os.setgroups(self._spec.groups)
+            kernel.setns(self._owner, kernel.NEWUSER)
+            with open("/proc/self/uid_map") as file:
+                inside = 0 if file.read().split()[0] == "0" else self._spec.uid
+            os.setresgid(inside, inside, inside)
+            os.setresuid(inside, inside, inside)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else /proc/self belongs to root
+
+    def _enter_network(self) -> None:
+        """Get into the network that is there, before anything else: later we have no rights over it."""
+        if not self._was_root and self._owner >= 0:
+            kernel.setns(self._owner, kernel.NEWUSER)
+        if self._network >= 0 and not self._place:
+            kernel.setns(self._network, kernel.NEWNET)
+            self.report("layer", "network namespace")
 
     def _become(self) -> None:
         """The identity of the jail, when we are root; nobody else can choose."""
@@ -166,7 +199,7 @@ class _Launcher:
         sources = [source for source, _, _ in self._spec.binds]
         trees = [_take(source) for source in sources] if self._was_root else []
         self._unshare(self._mode, sum(_NAMESPACES[name] for name in names))
-        if self._mode == "user":
+        if self._mode != "root":
             self.report("layer", "user namespace")
         else:
             self.report("missing", "user namespace: the kernel or a policy of the host forbids it")
@@ -175,16 +208,16 @@ class _Launcher:
         return trees if self._was_root else [_take(source) for source in sources]
 
     def _drop_privileges(self) -> None:
-        kernel.drop_bounding_set()
-        if self._mode != "user":
+        kernel.drop_bounding_set(self._kept)
+        if self._mode in ("root", "bare"):
             self._become()
-        kernel.drop_capabilities()
+        kernel.drop_capabilities(self._kept)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if self._was_root:
             self.report("layer", "own uid")
         else:
             self.report("missing", "own uid: only root can give every jail another one")
-        self.report("layer", "no capabilities")
+        self.report("layer", "few capabilities" if self._kept else "no capabilities")
         self.report("layer", "no new privileges")
 
     def _limit(self) -> None:
@@ -193,7 +226,7 @@ class _Launcher:
             value = value if most == resource.RLIM_INFINITY else min(value, most)
             resource.setrlimit(number, (value, value))
         # Threads count per user namespace or else per uid: an ordinary user's other processes would use the number up.
-        if self._mode == "user" or self._was_root:
+        if self._mode in ("user", "entered") or self._was_root:
             resource.setrlimit(resource.RLIMIT_NPROC, (self._spec.processes, self._spec.processes))
         else:
             self.report("missing", "thread limit: it would count all processes of this user")
@@ -231,8 +264,8 @@ class _Launcher:
         os.execve(argv[0], argv, self._spec.env)
 
 
-def _sort_descriptors(wanted: dict[int, int], status_fd: int, gate_fd: int) -> tuple[int, int, dict[int, int]]:
-    """Close all but what is wanted, and move that above every number that it is to have; all of it closes at exec."""
+def _sort_descriptors(wanted: dict[int, int], ours: list[int]) -> tuple[list[int], dict[int, int]]:
+    """Close all but what is wanted and ours (-1: none), and move that above every number that it is to have; all of it closes at exec."""
     base = max([*wanted, 63]) + 1
 
     def move(descriptor: int) -> int:
@@ -240,13 +273,13 @@ def _sort_descriptors(wanted: dict[int, int], status_fd: int, gate_fd: int) -> t
 
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     moved = {inside: move(wanted.get(inside, null)) for inside in {0, 1, 2, *wanted}}
-    status_fd, gate_fd = move(status_fd), move(gate_fd)
+    ours = [move(descriptor) if descriptor >= 0 else -1 for descriptor in ours]
     low = 3  # 0 to 2 are /dev/null
-    for descriptor in sorted([status_fd, gate_fd, *moved.values()]):
+    for descriptor in sorted([*moved.values(), *(number for number in ours if number >= 0)]):
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, 0x7FFFFFFF)
-    return status_fd, gate_fd, moved
+    return ours, moved
 
 
 def _take(source: str) -> int:
@@ -261,6 +294,8 @@ def _take(source: str) -> int:
 
 def _build_root(spec: Spec, trees: list[int]) -> None:
     """A root that holds the binds and nothing else, read-only."""
+    with open("/proc/self/uid_map") as file:
+        uid_map = file.read()
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("jail", _BASE, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=1m,nr_inodes=2048")
     for tree, (source, target, kind) in zip(trees, spec.binds, strict=True):
@@ -269,6 +304,8 @@ def _build_root(spec: Spec, trees: list[int]) -> None:
         os.makedirs(_BASE + "/tmp", exist_ok=True)  # where passt mounts its own root
         os.makedirs(_BASE + "/proc/self")  # passt ends when it can not learn its own name
         os.symlink(spec.argv[0], _BASE + "/proc/self/exe")
+        with open(_BASE + "/proc/self/uid_map", "w") as file:
+            file.write(uid_map)  # as root of a user namespace, pasta looks whether it is not the host's
     kernel.detach_root_under(_BASE)
     kernel.set_mount_attributes("/", _READ_ONLY, recursive=False)
 

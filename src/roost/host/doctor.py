@@ -20,8 +20,8 @@ GiB = 1 << 30
 State = Literal["ok", "warning", "missing"]
 
 MODULES = (
-    "asyncssh", "cryptography", "h11", "litestar", "msgspec", "prometheus_client", "pycdlib", "qemu.qmp", "structlog",
-    "uvicorn", "wasmtime", "wsproto", "yaml", "zstandard",
+    "asyncssh", "cryptography", "h11", "litestar", "msgspec", "prometheus_client", "pycdlib", "pyroute2", "qemu.qmp",
+    "structlog", "uvicorn", "wasmtime", "wsproto", "yaml", "zstandard",
 )  # fmt: skip
 """What Roost imports; a test compares it with pyproject.toml."""
 
@@ -31,6 +31,8 @@ EMULATORS = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm", "riscv64
 PROGRAMS: Mapping[str, tuple[str, bool, str]] = {
     "qemu-img": ("qemu-utils", True, "makes disks"),
     "passt": ("passt", True, "the network of machines"),
+    "nft": ("nftables", False, "networks of several machines: what may pass"),
+    "dnsmasq": ("dnsmasq-base", False, "networks of several machines: addresses and names"),
     "mmdebstrap": ("mmdebstrap", False, "builds the templates debian:12 and debian:13"),
     "busybox": ("busybox-static", False, "the template tiny"),
     "swtpm": ("swtpm", False, "the TPM of machines that ask for one"),

@@ -62,13 +62,28 @@ class Limits(NamedTuple):
     heap: int | None = None
 
 
+class Entrance(NamedTuple):
+    """Namespaces that are there already, by descriptors of ours, and in which the program is to live.
+
+    Without `capabilities` (numbers) it only gets into the network namespace `network`, in a user namespace of its own. With them it
+    lives in the user namespace `user`, which must know its uid by the same number or as 0, and has these there: over what belongs
+    to that namespace, and nothing else. With a path `at` it stays in the host's network, and finds the other one's file there.
+    """
+
+    user: int
+    network: int
+    capabilities: tuple[int, ...] = ()
+    at: str = ""
+
+
 class Jail(NamedTuple):
     """One program to be jailed.
 
     `name` names the control group. `argv[0]` is a path inside. `fds` maps a descriptor inside to one of ours: all others
     are closed, 0 to 2 are /dev/null unless given. `uid` is its uid and gid on the host when we are root (FIRST_UID and
-    up), else it runs as ours. `sandboxes_itself` is for a program such as passt that must still make namespaces. Without
-    `huge_pages` its memory comes in small pages only, so that nothing is resident that it has not touched.
+    up), else it runs as ours. `sandboxes_itself` is for a program such as passt that must still make namespaces; one that
+    `forks` may make processes. Without `huge_pages` its memory comes in small pages only, so that nothing is resident that
+    it has not touched.
     """
 
     name: str
@@ -81,6 +96,8 @@ class Jail(NamedTuple):
     uid: int = FIRST_UID
     sandboxes_itself: bool = False
     huge_pages: bool = True
+    entrance: Entrance | None = None
+    forks: bool = False
 
 
 class Jailed(NamedTuple):
@@ -203,7 +220,8 @@ class _Birth:
             numbers = [file.fileno(), status, gate]
             argv = [sys.executable, "-I", "-S", str(_LAUNCHER), *map(str, numbers)]
             stdio = (system.NOTHING, system.NOTHING, system.NOTHING)
-            return system.start(argv, stdio, env={}, cwd="/", pass_fds=(*numbers, *fds.values()))
+            numbers += [*fds.values(), spec.entrance[0], spec.entrance[1]]
+            return system.start(argv, stdio, env={}, cwd="/", pass_fds=[number for number in numbers if number >= 0])
 
     def _hear(self, line: bytes) -> bool:
         """Take a line of the status; whether it says that the process is at its gate."""
@@ -372,18 +390,20 @@ def _spec(jail: Jail) -> confinement.Spec:
     spec.oom_score = _OOM_SCORE
     spec.limits = _resource_limits(jail.limits)
     spec.processes = jail.limits.processes
-    spec.network = jail.network == "host"
+    spec.network = jail.network == "host" or jail.entrance is not None
     spec.sandboxes_itself = jail.sandboxes_itself
     spec.huge_pages = jail.huge_pages
-    spec.filter = _filter(os.uname().machine, spec.network, spec.sandboxes_itself)
+    spec.entrance = jail.entrance or spec.entrance
+    enters = jail.sandboxes_itself and jail.entrance is not None
+    spec.filter = _filter(os.uname().machine, spec.network, spec.sandboxes_itself, enters, jail.forks)
     return spec
 
 
 @functools.cache
-def _filter(machine: str, network: bool, sandboxes_itself: bool) -> bytes:
+def _filter(machine: str, network: bool, sandboxes_itself: bool, enters: bool, forks: bool) -> bytes:
     if machine not in seccomp.ARCHITECTURES:
         return b""
-    return seccomp.build(machine, network=network, sandboxes_itself=sandboxes_itself)
+    return seccomp.build(machine, network=network, sandboxes_itself=sandboxes_itself, enters=enters, forks=forks)
 
 
 def _binds(jail: Jail) -> list[tuple[str, str, str]]:

@@ -59,6 +59,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def setns(descriptor: int, kind: int) -> None:
+    """setns(2): enter the namespace, which is of this kind (NEW*). Raises OSError."""
+    _check(_libc.setns(descriptor, kind), "setns")
+
+
 def clone_sibling() -> int:
     """Fork a child whose parent is our own parent, as runc does: it can wait for the child when we are gone.
 
@@ -154,24 +159,31 @@ def change_tree(tree: int, attributes: int, namespace: int = 0, *, recursive: bo
     syscall(MOUNT_SETATTR, tree, b"\0", flags, arguments, len(arguments))
 
 
-def drop_bounding_set() -> None:
-    """No exec can ever bring a capability back. Does nothing without CAP_SETPCAP, when no_new_privs alone has to hold."""
+def drop_bounding_set(kept: tuple[int, ...] = ()) -> None:
+    """No exec can ever bring a capability back but those `kept`. Does nothing without CAP_SETPCAP, when no_new_privs alone has to hold."""
     try:
         for capability in range(64):
-            prctl(PR_CAPBSET_DROP, capability)
+            if capability not in kept:
+                prctl(PR_CAPBSET_DROP, capability)
     except OSError:
         return  # EINVAL: beyond the last one; EPERM: not allowed
 
 
-def drop_capabilities() -> None:
-    """Empty every capability set of this process, and lock the securebits so that no uid fills one. Raises OSError."""
+def drop_capabilities(kept: tuple[int, ...] = ()) -> None:
+    """Empty every capability set of this process, and lock the securebits so that no uid fills one. Those `kept` (numbers) outlive an exec
+    too. Raises OSError."""
     prctl(PR_CAP_AMBIENT, 4)  # PR_CAP_AMBIENT_CLEAR_ALL
     try:
         prctl(PR_SET_SECUREBITS, 0x2F)  # no root, no fix-up, no keep: all locked
     except PermissionError:
         pass  # without CAP_SETPCAP; then there is nothing that no_new_privs does not hold
-    header, empty = struct.pack("=Ii", 0x20080522, 0), bytes(24)  # _LINUX_CAPABILITY_VERSION_3
-    _check(_libc.capset(header, empty), "capset")
+    mask = sum(1 << number for number in kept)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    sets = struct.pack("=6I", low, low, low, high, high, high)
+    _check(_libc.capset(header, sets), "capset")
+    for number in kept:
+        prctl(PR_CAP_AMBIENT, 2, number)  # PR_CAP_AMBIENT_RAISE
 
 
 def deliver_signals() -> None:

@@ -218,6 +218,45 @@ class ProgramFiles(NamedTuple):
         return self.directory / "output.log"
 
 
+class NetworkFiles(NamedTuple):
+    """One network's files, in the run directory: after a reboot there is no network and none of them."""
+
+    directory: Path
+
+    @property
+    def holder(self) -> Path:
+        """What is needed to find the network's namespaces again (JSON, replaced atomically)."""
+        return self.directory / "holder.json"
+
+    @property
+    def applied(self) -> Path:
+        """What was applied last (JSON, replaced atomically)."""
+        return self.directory / "applied.json"
+
+    @property
+    def resolver(self) -> Path:
+        """The directory with what dnsmasq reads."""
+        return self.directory / "dnsmasq"
+
+    @property
+    def relay(self) -> Path:
+        """Control socket of the relay."""
+        return self.directory / "relay.sock"
+
+    @property
+    def metadata(self) -> Path:
+        """Control socket of the metadata service, which is one for all networks."""
+        return self.directory / "metadata.sock"
+
+    def process(self, name: str) -> Path:
+        """What is needed to find one of its other processes again (JSON, replaced atomically)."""
+        return self.directory / f"{name}.json"
+
+    def output(self, name: str) -> Path:
+        """What that process said since it was started, its first 64 KiB."""
+        return self.directory / f"{name}.log"
+
+
 class Paths(NamedTuple):
     """Where everything is, from the two directories of the configuration."""
 
@@ -280,6 +319,11 @@ class Paths(NamedTuple):
         return self.run / "machines"
 
     @property
+    def networks(self) -> Path:
+        """All networks' files."""
+        return self.run / "networks"
+
+    @property
     def programs(self) -> Path:
         """All programs' files."""
         return self.state / "programs"
@@ -327,6 +371,15 @@ class Paths(NamedTuple):
     def machine(self, uid: str) -> MachineFiles:
         """The files of the machine with this uid."""
         return MachineFiles(self.machines / uid, self.live_machines / uid)
+
+    def network(self, uid: str) -> NetworkFiles:
+        """The files of the network with this uid."""
+        return NetworkFiles(self.networks / uid)
+
+    @property
+    def services(self) -> NetworkFiles:
+        """The files of the processes that serve all networks."""
+        return NetworkFiles(self.run / "services")
 
     def program(self, uid: str) -> ProgramFiles:
         """The files of the program with this uid."""

@@ -99,17 +99,20 @@ class Instruction(NamedTuple):
     operand: int
 
 
-def build(machine: str, *, network: bool = False, sandboxes_itself: bool = False) -> bytes:
+def build(
+    machine: str, *, network: bool = False, sandboxes_itself: bool = False, enters: bool = False, forks: bool = False
+) -> bytes:
     """The filter for a process on `machine` (uname -m), as an array of struct sock_filter. Raises KeyError for others.
 
     `network` opens all socket families instead of AF_UNIX alone; `sandboxes_itself` leaves the calls by which a program
-    locks itself up further.
+    locks itself up further, `enters` setns; `forks` lets it make processes.
     """
     arch = ARCHITECTURES[machine]
-    denied = _DENIED if sandboxes_itself else _DENIED | _SANDBOXING
+    left = (_SANDBOXING.keys() if sandboxes_itself else set()) | ({"setns"} if enters else set())
+    denied = {name: numbers for name, numbers in forbidden().items() if name not in left}
     program = [
         *entrance(arch),
-        *_clone(arch.clone, sandboxes_itself),
+        *([] if sandboxes_itself else _clone(arch.clone, forks)),
         *terminal_input(arch.ioctl),
         *([] if network else [*_unix_only(arch.socket), *_unix_only(arch.socketpair)]),
     ]
@@ -157,15 +160,14 @@ def _unless_equal(value: int, skip: int) -> Instruction:
     return Instruction(0x15, skip, 0, value)
 
 
-def _clone(number: int, namespaces: bool) -> list[Instruction]:
-    """Threads only; a program that sandboxes itself may also make processes and namespaces by it."""
-    if namespaces:
-        return []
+def _clone(number: int, forks: bool) -> list[Instruction]:
+    """No namespaces, and threads only unless it forks."""
+    processes = [] if forks else [Instruction(0x45, 1, 0, _CLONE_THREAD), give(DENY)]  # BPF_JMP|BPF_JSET
     return [
-        if_equal(number, 6),
+        if_equal(number, 4 + len(processes)),
         load(_ARGUMENT_0),
-        *(Instruction(0x45, 0, 1, NAMESPACES), give(DENY)),  # BPF_JMP|BPF_JSET
-        *(Instruction(0x45, 1, 0, _CLONE_THREAD), give(DENY)),
+        *(Instruction(0x45, 0, 1, NAMESPACES), give(DENY)),
+        *processes,
         give(ALLOW),
     ]
 

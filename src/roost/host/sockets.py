@@ -14,17 +14,17 @@ from roost.errors import Conflict
 _LONGEST = 107  # sizeof(sun_path) is 108 with the final zero: unix(7)
 
 
-def listen_unix(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening, non-blocking stream socket at `path`; a dead one there is replaced. Raises Conflict for a live one.
+def listen_unix(path: Path, mode: int = 0o600, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A listening, non-blocking socket (SOCK_STREAM or SOCK_SEQPACKET) at `path`; a dead one there is replaced. Raises Conflict for a live one.
 
     The mode holds from the moment the name exists: the kernel takes it from the unbound socket (unix_bind_bsd in
     net/unix/af_unix.c).
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         os.fchmod(listener.fileno(), mode)
         with _address(path) as address:
-            _remove_dead(path, address)
+            _remove_dead(path, address, kind)
             listener.bind(address)
         path.chmod(mode)  # the umask took its part at bind
         listener.listen(64)
@@ -34,13 +34,13 @@ def listen_unix(path: Path, mode: int = 0o600) -> socket.socket:
     return listener
 
 
-def connect_unix(path: Path) -> socket.socket:
-    """A connected, non-blocking stream socket; never waits.
+def connect_unix(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A connected, non-blocking socket; never waits.
 
     Raises OSError: FileNotFoundError, ConnectionRefusedError (nobody listens), BlockingIOError (the other side does not
     accept and its queue is full).
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         with _address(path) as address:
             connection.connect(address)
@@ -50,13 +50,13 @@ def connect_unix(path: Path) -> socket.socket:
     return connection
 
 
-def _remove_dead(path: Path, address: str) -> None:
+def _remove_dead(path: Path, address: str, kind: int) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise Conflict(f"no socket can be made at {path}", "a file of another kind is there", f"rm {path}")
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(address)
         except ConnectionRefusedError:

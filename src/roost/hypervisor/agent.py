@@ -368,15 +368,15 @@ class RoostAgent:
         return session
 
     async def setup(self, setup: Setup) -> None:
-        """See `base.Agent.setup`. Done once for each machine id; clock and entropy every time. Raises CommandFailed, Invalid."""
+        """See `base.Agent.setup`. Done once for each machine id; clock, entropy and cards every time. Raises CommandFailed, Invalid."""
+        setup = setup if self._can("cards") else setup._replace(cards=())  # which then lease their addresses
         try:
             text = agentwire.encode_setup(setup, time.time())
         except ValueError as error:
             raise Invalid("the first-boot set-up cannot be sent", str(error)) from error
         what = "the first-boot set-up is incomplete"
-        if setup.host_keys and self._can(
-            "identity"
-        ):  # what takes long is left out, so the agent does it itself, and quickly
+        # What takes long is left out, so the agent does it itself, and quickly.
+        if setup.host_keys and self._can("identity"):
             if await self._ask(Type.IDENTITY, text, _START_TIME, what, also=errno.EINPROGRESS):
                 await self._builtin(what, "grow", setup.machine_id)
         else:

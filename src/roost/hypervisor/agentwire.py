@@ -14,7 +14,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
 
-from roost.hypervisor.base import Command, Setup
+from roost.hypervisor.base import CardSetup, Command, Setup
 
 MAGIC = b"RST1"
 MAX_PAYLOAD = 256 * 1024
@@ -113,6 +113,7 @@ def _setup_lines(setup: Setup) -> Iterator[str]:
     for key in setup.host_keys:
         yield f"host-key {key.kind} {b64encode(key.private.encode()).decode()} {key.public.strip()}"
     yield f"hostname {setup.hostname}"
+    yield from (f"card {' '.join(_card_words(card))}" for card in setup.cards)
     if setup.link:
         yield f"link {' '.join(setup.link)}"
     yield from (f"key {key.strip()}" for key in setup.ssh_keys)
@@ -121,6 +122,15 @@ def _setup_lines(setup: Setup) -> Iterator[str]:
         yield from (f"user-key {name} {key.strip()}" for key in keys)
     if setup.grow_root:
         yield "grow-root"
+
+
+def _card_words(card: CardSetup) -> Iterator[str]:
+    """MAC address, MTU, and lists with commas. Raises ValueError."""
+    lists = (card.addresses, card.gateways, card.resolvers, (card.domain,) if card.domain else ())
+    for word in (card.mac, str(card.mtu), *(",".join(words) or "-" for words in lists)):
+        if not word or any(char.isspace() for char in word):
+            raise ValueError("an address of a network card is none")
+        yield word
 
 
 def encode_credit(session: int, stream: int, amount: int) -> bytes:

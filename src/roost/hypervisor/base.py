@@ -68,11 +68,25 @@ class Saved(NamedTuple):
     method: Literal["in-place", "copy"] = "in-place"
 
 
+class Card(NamedTuple):
+    """A network card that a network of Roost's own is plugged into. `slot` 0 is on the board itself; the others, up to SLOTS, can be plugged and
+    unplugged while the machine runs. `tap` is the descriptor of its tap, which stays the caller's; without one it leads nowhere."""
+
+    slot: int
+    mac: str
+    tap: int | None = None
+
+
+SLOTS = 8
+"""Places for cards that can be plugged in while the machine runs."""
+
+
 class Launch(NamedTuple):
     """All that is needed to start one machine, decided already: the hypervisor adds nothing of its own but facts of the host.
 
     `memory` is in bytes. `uid` is the machine's identity (a UUID) and its SMBIOS UUID. `hostname` is for the network's DHCP.
-    A network "unplugged" is a network card whose link stays down. With `saved` the guest does not boot but goes on from there:
+    A network "unplugged" is a network card whose link stays down. `cards` are further ones; with a user network
+    none of them is in slot 0. With `saved` the guest does not boot but goes on from there:
     everything else must give the same `shape`. `spare` names the pool whose waiting QEMU may be taken.
     """
 
@@ -87,6 +101,7 @@ class Launch(NamedTuple):
     disks: Sequence[Disk] = ()
     seed: Path | None = None
     network: Literal["user", "none", "unplugged"] = "user"
+    cards: Sequence[Card] = ()
     publish: Sequence[Publish] = ()
     hostname: str = ""
     tpm: bool = False
@@ -156,11 +171,24 @@ class HostKey(NamedTuple):
     public: str
 
 
+class CardSetup(NamedTuple):
+    """What the network card with this MAC address is given, in place of what it had: addresses with the length of their prefix
+    ("10.20.0.5/24"), the gateways of its default routes, resolvers, the domain in which names are looked up, bytes of a packet."""
+
+    mac: str
+    addresses: Sequence[str] = ()
+    gateways: Sequence[str] = ()
+    resolvers: Sequence[str] = ()
+    domain: str = ""
+    mtu: int = 1500
+
+
 class Setup(NamedTuple):
     """First-boot set-up, done once by the agent for each machine id; in a clone it is what makes the clone another machine.
 
     `entropy` (32 to 64 bytes, or nothing) goes into the kernel's random number generator first of all. `host_keys` replace those
-    that are there, and an SSH server that runs takes them. `link` gives the network card with the first MAC address the second.
+    that are there, and an SSH server that runs takes them. `link` gives the network card with the first MAC address the second. `cards`
+    are done every time, also for a machine id that was set up already.
     """
 
     hostname: str
@@ -171,6 +199,7 @@ class Setup(NamedTuple):
     entropy: bytes = b""
     host_keys: Sequence[HostKey] = ()
     link: tuple[str, str] | None = None
+    cards: Sequence[CardSetup] = ()
 
 
 class Agent(Protocol):
@@ -294,8 +323,21 @@ class Guest(Protocol):
         """Grow the first disk to `size` bytes, and tell the guest."""
         ...
 
-    async def set_link(self, *, up: bool) -> None:
-        """Plug the network card in or out; nothing for a guest without one."""
+    async def set_link(self, *, up: bool, slots: Sequence[int] = (0,)) -> None:
+        """Plug the cable into the network cards in these slots, or pull it; nothing for slots without a card."""
+        ...
+
+    async def cards(self) -> Mapping[int, str]:
+        """The network cards that are there: their MAC addresses, by their slots."""
+        ...
+
+    async def plug_in(self, card: Card) -> None:
+        """Put a network card with a tap into a free slot. Raises Conflict (slot 0, or it is taken), Unavailable."""
+        ...
+
+    async def unplug(self, slot: int) -> None:
+        """Take the card out of a slot; returns when the guest let go of it and its tap is closed. Nothing when there is none. Raises Conflict for
+        slot 0, Unavailable when the guest does not let go."""
         ...
 
     async def private_memory(self) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -17,14 +17,13 @@ from roost.errors import Conflict, RoostError, Unavailable
 from roost.host import files, processes
 from roost.host.outputlog import OutputLog
 from roost.host.paths import MachineFiles
-from roost.hypervisor import agent, checkpoint, disks, guestagent, record
-from roost.hypervisor.base import Agent, Console, Exit, Overlay, RunState, Saved
+from roost.hypervisor import agent, cards, checkpoint, disks, guestagent, record
+from roost.hypervisor.base import Agent, Card, Console, Exit, Overlay, RunState, Saved
 from roost.hypervisor.checkpoint import GuestMemory, Scene, Wish
 from roost.hypervisor.console import SerialConsole
 from roost.hypervisor.gate import Gate
 from roost.hypervisor.inmates import Held
-from roost.hypervisor.monitor import CHANGES, Event, Monitor, NoSuchDevice
-from roost.hypervisor.plan import NETWORK_CABLE, NETWORK_CARD
+from roost.hypervisor.monitor import CHANGES, Event, Monitor
 from roost.hypervisor.record import Record
 from roost.hypervisor.saved import duplicate, release
 from roost.hypervisor.signals import Signals
@@ -165,11 +164,23 @@ class QemuGuest:
         """Grow the first disk, in bytes."""
         await disks.resize(self._qmp(), self.process.pid, size)
 
-    async def set_link(self, *, up: bool) -> None:
-        """Plug the network card in or out."""
-        for part in (NETWORK_CARD, NETWORK_CABLE) if up else (NETWORK_CARD,):
-            with contextlib.suppress(NoSuchDevice):
-                await self._qmp().set_link(part, up=up)
+    async def set_link(self, *, up: bool, slots: Sequence[int] = (0,)) -> None:
+        """Plug the cables of network cards in, or pull them."""
+        await cards.set_link(self._qmp(), slots, up=up)
+
+    async def cards(self) -> Mapping[int, str]:
+        """The network cards' MAC addresses by their slots."""
+        return await cards.present(self._qmp())
+
+    async def plug_in(self, card: Card) -> None:
+        """Put a network card into a free slot."""
+        async with self._saving:
+            await cards.plug_in(self._qmp(), card)
+
+    async def unplug(self, slot: int) -> None:
+        """Take a network card out."""
+        async with self._saving:
+            await cards.unplug(self._qmp(), self._signals, slot)
 
     async def private_memory(self) -> int:
         """Bytes that only this guest holds, as the kernel counts them (Private_* of proc_pid_smaps_rollup)."""

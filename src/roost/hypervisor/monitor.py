@@ -48,7 +48,7 @@ CHANGES = frozenset(
     {"SHUTDOWN", "RESET", "STOP", "RESUME", "POWERDOWN", "SUSPEND", "WAKEUP", "GUEST_PANICKED", "BLOCK_IO_ERROR"}
 )
 """The events that can change what a machine is doing."""
-PROGRESS = frozenset({"MIGRATION", "JOB_STATUS_CHANGE"})
+PROGRESS = frozenset({"MIGRATION", "JOB_STATUS_CHANGE", "DEVICE_DELETED"})
 """The events that tell how far something has come that we asked for. All that are in neither set are dropped as they come."""
 
 
@@ -124,7 +124,7 @@ def parse_event(message: Mapping[str, Any]) -> Event | None:
         return None
     fields = _fields(data)
     detail = next((_text(fields, key) for key in ("reason", "action", "status") if key in fields), "")
-    return Event(name, detail, _text(fields, "id"))
+    return Event(name, detail, _text(fields, "device" if name == "DEVICE_DELETED" else "id"))
 
 
 class Monitor:
@@ -242,6 +242,30 @@ class Monitor:
     async def set_link(self, name: str, *, up: bool) -> None:
         """Plug a network card in or out. Raises NoSuchDevice."""
         await self._call("set_link", {"name": name, "up": up})
+
+    async def query_cards(self) -> Mapping[str, str]:
+        """The MAC addresses of the network cards, by their names. A guest may have given its card another."""
+        answer = map(_fields, _items(await self._call("query-rx-filter")))
+        return {_text(card, "name"): _text(card, "main-mac") for card in answer}
+
+    async def add_tap(self, tap: int, name: str, hub: int | None = None) -> None:
+        """Make a tap, by its descriptor, what cards can be plugged into, called `name`; or join it with a hub. Ours stays open."""
+        await self.get_fd(tap, "tap")
+        await self._call("netdev_add", {"type": "tap", "id": name, "fd": "tap"})
+        if hub is not None:
+            await self._call("netdev_add", {"type": "hubport", "id": f"{name}-port", "hubid": hub, "netdev": name})
+
+    async def remove_network(self, name: str) -> None:
+        """Close what a card was plugged into. Raises NoSuchDevice."""
+        await self._call("netdev_del", {"id": name})
+
+    async def add_device(self, device: Mapping[str, Any]) -> None:
+        """Plug in a device."""
+        await self._call("device_add", device)
+
+    async def remove_device(self, name: str) -> None:
+        """Ask the guest to let go of a device: DEVICE_DELETED tells that it did. Raises NoSuchDevice."""
+        await self._call("device_del", {"id": name})
 
     async def plug_in(self, hub: int, connection: int, name: str) -> None:
         """Connect a hub of network cards, by what is called `name`, with the machine's network, a connected stream socket; ours stays open."""

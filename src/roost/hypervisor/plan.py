@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from roost.errors import Invalid, Unavailable
 from roost.host.paths import MachineFiles
-from roost.hypervisor.base import Disk, Launch
+from roost.hypervisor.base import SLOTS, Card, Disk, Launch
 from roost.hypervisor.boards import BOARDS, Board, find_pflash, kvm_cpu
 from roost.model import size
 from roost.model.facts import Emulator, HostFacts
 from roost.model.meta import MiB
 
 _NOBODY = "00000000-0000-0000-0000-000000000000"
+_NO_MAC = "52:54:00:00:00:00"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _COMMAND_LINE = re.compile(
     r"[^\x00-\x1f\x7f]{0,2047}"
@@ -43,6 +44,9 @@ NETWORK_CARD = "nic0"
 NETWORK_CABLE = "cable"
 """What joins the card of a machine that went on from a saved state with its network."""
 HUB = 0
+"""The hub of the card in slot 0; that of every other slot has its number."""
+_SLOTS_AT = 0x1D
+"""The place on the board of the ports that cards can be plugged into while it runs: eight functions of one device, free on every board."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -75,7 +79,14 @@ class Tpm(NamedTuple):
     fd: int
 
 
-Resource: TypeAlias = Listen | Open | Link | Tpm
+class TapOf(NamedTuple):
+    """The tap of the launch's card in `slot`."""
+
+    fd: int
+    slot: int
+
+
+Resource: TypeAlias = Listen | Open | Link | Tpm | TapOf
 
 
 class Mount(NamedTuple):
@@ -125,6 +136,10 @@ class _Descriptors:
         self.resources.append(Link(self._next()))
         return self.resources[-1].fd
 
+    def tap(self, slot: int) -> int:
+        self.resources.append(TapOf(self._next(), slot))
+        return self.resources[-1].fd
+
     def tpm(self) -> int:
         self.resources.append(Tpm(self._next()))
         return self.resources[-1].fd
@@ -158,6 +173,8 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
         *_devices(board, emulator),
         *_disks(launch, descriptors),
         *_network(launch, descriptors),
+        *_slots(),
+        *_cards(launch, descriptors),
         *_tpm(launch, board, emulator, descriptors),
         *(("-incoming", "defer") if launch.saved is not None else ()),
     ]
@@ -181,17 +198,20 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
 def shape(launch: Launch, facts: HostFacts) -> str:
     """What a saved guest and the QEMU that takes it over must have in common: see `base.Hypervisor.shape`. Raises what `plan` raises.
 
-    It is the command line of such a machine with all that is its own left out. The kernel counts by its command line and the name of
+    It is the command line of such a machine with all that is its own left out. What the cards are plugged into does not
+    count. The kernel counts by its command line and the name of
     its directory, which is its image's digest.
     """
     emulator = _emulator(launch, facts)
     disks = tuple(disk._replace(file=Path(), below=()) for disk in launch.disks)
+    fixed = launch.network != "none" or any(card.slot == 0 for card in launch.cards)
     plain = launch._replace(
         uid=_NOBODY,
         files=MachineFiles(Path(), Path()),
         disks=disks,
         seed=launch.seed and Path(),
-        network="none" if launch.network == "none" else "unplugged",
+        network="unplugged" if fixed else "none",
+        cards=tuple(Card(slot, _NO_MAC) for slot in sorted(card.slot for card in launch.cards) if slot),
         saved=None,
     )
     kernel = launch.direct.kernel.parent.name if launch.direct else ""
@@ -202,6 +222,23 @@ def shape(launch: Launch, facts: HostFacts) -> str:
 def mac_address(uid: str) -> str:
     """The machine's MAC address: QEMU's prefix and 24 bits of its identity."""
     return "52:54:00:" + hashlib.sha256(uid.encode()).digest()[:3].hex(":")
+
+
+def card_name(slot: int) -> str:
+    """What QEMU calls the card in a slot."""
+    return NETWORK_CARD if slot == 0 else f"nic{slot}"
+
+
+def back_end(slot: int) -> str:
+    """What QEMU calls what the card in a slot is plugged into."""
+    return f"net{slot}"
+
+
+def card_device(card: Card) -> dict[str, Any]:
+    """The card as a device."""
+    # No option ROM: nobody boots from this network, and its file is not in the jail.
+    device = {"driver": "virtio-net-pci", "id": card_name(card.slot), "netdev": back_end(card.slot), "mac": card.mac}
+    return {**device, "romfile": "", **({"bus": f"slot{card.slot}"} if card.slot else {})}
 
 
 def _emulator(launch: Launch, facts: HostFacts) -> Emulator:
@@ -386,8 +423,24 @@ def _network(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
         address = {"type": "fd", "str": str(descriptors.link())}
         backend = {"type": "stream", "id": "net0", "server": False, "addr": address}
     yield from ("-netdev", _json(backend))
-    # No option ROM: nobody boots from this network, and its file is not in the jail.
-    yield from _device("virtio-net-pci", id=NETWORK_CARD, netdev="net0", mac=mac_address(launch.uid), romfile="")
+    yield from ("-device", _json(card_device(Card(0, mac_address(launch.uid)))))
+
+
+def _slots() -> Iterator[str]:
+    """Root ports without I/O ports of their own, of which a board has too few."""
+    for slot in range(1, SLOTS + 1):
+        place = {"addr": f"{_SLOTS_AT:x}.{slot - 1}", "multifunction": slot == 1, "io-reserve": 0}
+        yield from _device("pcie-root-port", id=f"slot{slot}", bus="pcie.0", chassis=slot, slot=slot, **place)
+
+
+def _cards(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
+    """Straight on their taps: a hub would keep the guest from leaving checksums and segmentation to the host."""
+    for card in launch.cards:
+        name = back_end(card.slot)
+        backend: dict[str, Any] = {"type": "hubport", "id": name, "hubid": card.slot}
+        if card.tap is not None:
+            backend = {"type": "tap", "id": name, "fd": str(descriptors.tap(card.slot))}
+        yield from ("-netdev", _json(backend), "-device", _json(card_device(card)))
 
 
 def _tpm(launch: Launch, board: Board, emulator: Emulator, descriptors: _Descriptors) -> Iterator[str]:

@@ -14,15 +14,15 @@ import msgspec
 from roost.errors import Conflict, NotStarted, OutcomeUnknown, RoostError, Unavailable
 from roost.host import failpoints, files, sockets
 from roost.host.paths import MachineFiles, Paths
-from roost.hypervisor import disks, greeting, guestmemory, record
+from roost.hypervisor import cards, disks, greeting, guestmemory, record
 from roost.hypervisor.base import Guest, Launch
 from roost.hypervisor.beside import ACCOUNTS, FIRST_ACCOUNT, Beside, Network
 from roost.hypervisor.firmware import create_variables
 from roost.hypervisor.greeting import DiskInUse
 from roost.hypervisor.guest import QemuGuest, Reach
 from roost.hypervisor.inmates import Held
-from roost.hypervisor.monitor import Monitor, NoSuchDevice
-from roost.hypervisor.plan import HUB, NETWORK_CABLE, NETWORK_CARD, Plan, plan, shape
+from roost.hypervisor.monitor import Monitor
+from roost.hypervisor.plan import HUB, NETWORK_CABLE, Plan, plan, shape
 from roost.hypervisor.record import Entry, Record
 from roost.hypervisor.signals import Signals
 from roost.hypervisor.spares import Blank, Spares
@@ -86,6 +86,8 @@ class Qemu:
 
     async def _start(self, launch: Launch, decided: Plan, undo: contextlib.AsyncExitStack) -> QemuGuest:
         spawned = await self._spares.take(launch, undo)
+        if spawned is not None:
+            await cards.join(spawned.reach.monitor, launch.cards)
         account = spawned.record.account if spawned else await asyncio.to_thread(self._reserve, launch.uid)
         try:
             async with Beside.started(self._network, self._facts, launch, account, undo) as beside:
@@ -143,8 +145,10 @@ async def _complete(launch: Launch, spawned: Spawned, beside: Beside) -> QemuGue
         await reach.monitor.plug_in(HUB, beside.link.fileno(), NETWORK_CABLE)
         await reach.monitor.set_link(NETWORK_CABLE, up=False)
     if launch.network == "unplugged":
-        with contextlib.suppress(NoSuchDevice):
-            await reach.monitor.set_link(NETWORK_CARD, up=False)
+        await cards.set_link(reach.monitor, (0,), up=False)
+    if launch.saved is not None:
+        # It is another's twin until it has addresses of its own.
+        await cards.set_link(reach.monitor, [card.slot for card in launch.cards], up=False)
     known = msgspec.structs.replace(
         spawned.record,
         isolation=spawned.isolation,

@@ -36,6 +36,20 @@ sync
 """
 
 
+_CARD = """\
+for card in /sys/class/net/*; do
+[ -e "$card/device" ] && [ "$(cat "$card/address")" = "$1" ] || continue
+name=${card##*/}; ip link set "$name" down && ip addr flush dev "$name" && ip link set "$name" mtu "$2" up || return 0
+for address in $3; do ip addr add "$address" dev "$name" || true; done
+for gateway in $4; do
+case $gateway in *:*) version=-6 ;; *) version=-4 ;; esac
+[ -n "$(ip $version route show default)" ] || ip $version route add default via "$gateway" dev "$name" onlink || true
+done
+[ -z "$5" ] || [ -L /etc/resolv.conf ] || { [ -z "$6" ] || echo "search $6"; printf 'nameserver %s\\n' $5; } >/etc/resolv.conf
+done
+"""
+
+
 def setup_script(setup: Setup) -> str:
     """A script for `sh` that applies the set-up once: it leaves /var/lib/roost/setup behind, which holds the machine id.
 
@@ -46,6 +60,7 @@ def setup_script(setup: Setup) -> str:
     lines = [
         "set -e",
         *([f"printf %s {setup.entropy.hex()} >/dev/urandom"] if setup.entropy else []),
+        *_card_lines(setup),
         f'[ "$(cat /var/lib/roost/setup 2>/dev/null)" != {machine_id} ] || exit 0',
         f"add_key() {{ {_KEYS}}}",
         f"echo {name} >/etc/hostname; hostname {name}",
@@ -57,6 +72,14 @@ def setup_script(setup: Setup) -> str:
         f"mkdir -p /var/lib/roost; echo {machine_id} >/var/lib/roost/setup",
     ]
     return _function("\n".join(lines) + "\n")
+
+
+def _card_lines(setup: Setup) -> Iterator[str]:
+    if setup.cards:
+        yield f"set_card() {{\n{_CARD}}}"
+    for card in setup.cards:
+        lists = (" ".join(words) for words in (card.addresses, card.gateways, card.resolvers))
+        yield f"set_card {' '.join(map(shlex.quote, (card.mac, str(card.mtu), *lists, card.domain)))}"
 
 
 def seal_script() -> str:

@@ -190,6 +190,7 @@ class Spares:
             files=where,
             disks=tuple(disk._replace(file=where.disk) for disk in pool.launch.disks),
             network="none" if pool.launch.network == "none" else "unplugged",
+            cards=tuple(card._replace(tap=None) for card in pool.launch.cards),
             publish=(),
             hostname="",
             saved=saved and saved._replace(device=None, memory=pool.memory),
@@ -218,7 +219,8 @@ async def _answers(spare: _Spare) -> bool:
 
 def _kind(launch: Launch) -> tuple[object, ...]:
     disks = [disk._replace(file=Path()) for disk in launch.disks]
-    return launch.arch, launch.cpus, launch.memory, launch.accelerator, launch.direct, launch.network == "none", disks
+    slots = sorted([card.slot for card in launch.cards] + [0] * (launch.network != "none"))
+    return launch.arch, launch.cpus, launch.memory, launch.accelerator, launch.direct, slots, disks
 
 
 def _same(pool: _Pool, launch: Launch) -> bool:

@@ -22,7 +22,7 @@ from roost.hypervisor.beside import Beside
 from roost.hypervisor.guest import Reach
 from roost.hypervisor.inmates import ErrorFile, Held
 from roost.hypervisor.memory import VARIABLE
-from roost.hypervisor.plan import Listen, Open, Plan, Resource, Tpm
+from roost.hypervisor.plan import Listen, Open, Plan, Resource, TapOf, Tpm
 from roost.hypervisor.record import Entry, Record
 from roost.hypervisor.signals import Signals
 from roost.model.machine import Isolation, Process
@@ -52,7 +52,7 @@ async def spawn(
     known = Record(launch.uid, account, memory=launch.memory, bound=decided.bounds.memory)
     with contextlib.ExitStack() as ours:
         # Our copies are closed as soon as QEMU has its own: else a dead QEMU's sockets would still take connections.
-        descriptors = {entry.fd: _open(entry, beside, ours) for entry in decided.resources}
+        descriptors = {entry.fd: _open(entry, launch, beside, ours) for entry in decided.resources}
         jailed = await jail.enter(
             _jail(launch, decided, account, {**descriptors, 1: errors.fileno(), 2: errors.fileno()}),
             lambda process: _write_first(launch, known, process, beside),
@@ -84,7 +84,7 @@ def _make_directory(path: Path) -> None:
     path.chmod(0o700)
 
 
-def _open(resource: Resource, beside: Beside, stack: contextlib.ExitStack) -> int:
+def _open(resource: Resource, launch: Launch, beside: Beside, stack: contextlib.ExitStack) -> int:
     """Our descriptor of a resource of the plan."""
     if isinstance(resource, Listen):
         return stack.enter_context(sockets.listen_unix(resource.path)).fileno()
@@ -99,6 +99,8 @@ def _open(resource: Resource, beside: Beside, stack: contextlib.ExitStack) -> in
             ) from None
         stack.callback(os.close, descriptor)
         return descriptor
+    if isinstance(resource, TapOf):
+        return next(card.tap for card in launch.cards if card.slot == resource.slot and card.tap is not None)
     end: socket.socket | None = beside.tpm if isinstance(resource, Tpm) else beside.link
     if end is None:
         raise AssertionError("a plan has a Link or Tpm only for a launch with a network or a TPM")

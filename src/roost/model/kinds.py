@@ -7,15 +7,18 @@ from typing import NamedTuple, TypeAlias
 
 from roost.errors import NotFound
 from roost.model.event import Event
+from roost.model.forward import Forward
 from roost.model.image import Image
 from roost.model.machine import Machine
 from roost.model.meta import IMAGE_NAME, NAME
+from roost.model.network import Network
 from roost.model.node import Node
 from roost.model.program import Program
 from roost.model.project import Project
+from roost.model.ruleset import RuleSet
 from roost.model.snapshot import SNAPSHOT_NAME, Snapshot
 
-Object: TypeAlias = Machine | Program | Image | Snapshot | Node | Project | Event
+Object: TypeAlias = Machine | Program | Network | RuleSet | Forward | Image | Snapshot | Node | Project | Event
 
 
 class Kind(NamedTuple):
@@ -34,6 +37,9 @@ class Kind(NamedTuple):
 KINDS: tuple[Kind, ...] = (
     Kind("machine", "machines", Machine, finalized=True),
     Kind("program", "programs", Program, finalized=True),
+    Kind("network", "networks", Network, finalized=True),
+    Kind("ruleset", "rulesets", RuleSet, finalized=True),
+    Kind("forward", "forwards", Forward, finalized=True),
     Kind("image", "images", Image, IMAGE_NAME, finalized=True),
     Kind("snapshot", "snapshots", Snapshot, SNAPSHOT_NAME, finalized=True),
     Kind("node", "nodes", Node, writable=False),

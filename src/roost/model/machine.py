@@ -10,8 +10,12 @@ import msgspec
 
 from roost.errors import Problem
 from roost.model.meta import IMAGE_NAME, NAME, Arch, Firmware, Meta, MiB, Port, Seconds, Size, Struct, Trouble
+from roost.model.network import PortSpec, PortStatus
 
 Phase = Literal["pending", "preparing", "starting", "running", "paused", "stopping", "stopped", "crashed", "failed"]
+
+MOST_PORTS = 8
+"""Ports that a machine may have."""
 
 
 class Publish(Struct, frozen=True, kw_only=True):
@@ -67,7 +71,8 @@ class Schedule(Struct, frozen=True, kw_only=True):
 
 class MachineSpec(Struct, frozen=True, kw_only=True):
     """What the user wants. A restart bumps `restarts`; a forced stop is a `stop_grace` of 0. `cold` forbids the short way up from a
-    warm template."""
+    warm template. `network` is a user-mode network of its own, `ports` are the networks it is plugged into; what is published leads
+    to the first port of a machine without user-mode network."""
 
     image: str
     cpus: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
@@ -80,6 +85,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     restarts: Annotated[int, msgspec.Meta(ge=0)] = 0
     stop_grace: Seconds = 30.0
     network: Literal["user", "none"] = "user"
+    ports: tuple[PortSpec, ...] = ()
     publish: tuple[Publish, ...] = ()
     hostname: str | None = None
     ssh_keys: tuple[str, ...] = ()
@@ -109,8 +115,19 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
         if self.source is not None and (self.source.machine is None) == (self.source.snapshot is None):
             yield Problem("source", "name exactly one: machine or snapshot")
         yield from _key_problems("ssh_keys", self.ssh_keys)
+        yield from self._port_problems()
         yield from self._publish_problems()
         yield from self._user_problems()
+
+    def _port_problems(self) -> Iterator[Problem]:
+        if len(self.ports) > MOST_PORTS:
+            yield Problem("ports", f"are more than {MOST_PORTS}")
+        titles = [port.title for port in self.ports]
+        for index, port in enumerate(self.ports):
+            for problem in port.problems():
+                yield Problem(f"ports[{index}].{problem.path}", problem.message)
+            if port.title in titles[:index]:
+                yield Problem(f"ports[{index}].name", f"{port.title!r} stands twice: give each port a name of its own")
 
     def _publish_problems(self) -> Iterator[Problem]:
         seen: set[tuple[str, int, str]] = set()
@@ -123,7 +140,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
             if place in seen:
                 yield Problem(f"publish[{index}].host_port", f"{entry.host_port} is published twice")
             seen.add(place)
-        if self.publish and self.network == "none":
+        if self.publish and self.network == "none" and not self.ports:
             yield Problem("publish", "a machine without network has no port to publish")
 
     def _user_problems(self) -> Iterator[Problem]:
@@ -205,6 +222,7 @@ class MachineStatus(Struct, frozen=True, kw_only=True):
     started_as: Traits | None = None
     isolation: Isolation = Isolation()
     addresses: tuple[str, ...] = ()
+    ports: tuple[PortStatus, ...] = ()
     image: str = ""
     agent: Literal["none", "absent", "roost", "qemu-ga", "ssh"] = "none"
     configured: bool = False

@@ -16,10 +16,11 @@ _PRINCIPAL = re.compile(r"uid:\d{1,10}")
 
 
 class Quota(Struct, frozen=True, kw_only=True):
-    """Upper bounds over all machines and programs of the project (memory: of both together); None is no bound."""
+    """Upper bounds over all machines, programs and networks of the project (memory: of the first two together); None is no bound."""
 
     machines: int | None = None
     programs: int | None = None
+    networks: int | None = None
     cpus: int | None = None
     memory: Size | None = None
 

@@ -17,7 +17,7 @@ from roost.host.jail import Bind, Jail, Jailed, Limits
 from roost.model.facts import HostFacts
 from roost.model.machine import Publish
 from roost.model.meta import MiB
-from roost.network import plan
+from roost.network import userplan
 
 _ANSWER_SECONDS = 10.0
 _UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -27,7 +27,7 @@ _LINK, _GUEST_SIDE, _WORLD_SIDE = 3, 3, 4
 _MAC = bytes.fromhex("020000000001")
 _QUESTION = (
     b"\xff" * 6 + _MAC + bytes.fromhex("0806 0001 0800 06 04 0001")
-    + _MAC + socket.inet_aton(plan.ADDRESS) + bytes(6) + socket.inet_aton(plan.GATEWAY)
+    + _MAC + socket.inet_aton(userplan.ADDRESS) + bytes(6) + socket.inet_aton(userplan.GATEWAY)
 )  # fmt: skip
 """An ARP question for the gateway (RFC 826): its answer shows that the network works, ports bound and all."""
 _SHORTEST, _LONGEST = 42, 1514
@@ -51,7 +51,7 @@ class UserNetwork:
         if self._facts.passt is None:
             fix = "sudo apt-get install --no-install-recommends passt, or launch with --network none"
             raise Unavailable("the machine has no network", "passt is not installed", fix)
-        argv = plan.passt(self._facts.passt, publish, _LINK)
+        argv = userplan.passt(self._facts.passt, publish, _LINK)
         for entry in publish:
             _try_port(entry)
         async with contextlib.AsyncExitStack() as undo:
@@ -63,7 +63,7 @@ class UserNetwork:
                 )
             await _answer(ends[0], passt)
             undo.pop_all()
-        return (passt, fence), (plan.ADDRESS,)
+        return (passt, fence), (userplan.ADDRESS,)
 
 
 async def _enter_all(jails: Sequence[Jail], undo: contextlib.AsyncExitStack) -> list[Jailed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from roost.errors import Conflict, NotStarted, RoostError
 from roost.host.paths import MachineFiles
 from roost.hypervisor.base import (
     Agent,
+    Card,
     Chunk,
     Command,
     Console,
@@ -26,6 +27,8 @@ from roost.hypervisor.base import (
     Setup,
 )
 from roost.model.machine import Isolation, Process
+
+USER_MAC = "52:54:00:00:00:01"
 
 
 class FakeSession:
@@ -130,7 +133,7 @@ class FakeGuest:
         self.launch = launch
         self.process = process
         self.isolation = Isolation(boundary="none", note="a fake")
-        self.addresses: tuple[str, ...] = ("10.0.0.2",)
+        self.addresses: tuple[str, ...] = ("10.0.0.2",) if launch.network == "user" else ()
         self.fake_console = FakeConsole()
         self.console: Console = self.fake_console
         self.on_change: Callable[[], None] = lambda: None
@@ -146,6 +149,11 @@ class FakeGuest:
         self.flattened = 0
         self.size = 0
         self.link_up = launch.saved is None and launch.network == "user"
+        self.plugged = {card.slot: card.mac for card in launch.cards} | (
+            {0: USER_MAC} if launch.network == "user" else {}
+        )
+        self.taps = {card.slot: os.dup(card.tap) for card in launch.cards if card.tap is not None}
+        self.links = dict.fromkeys(self.plugged, launch.saved is None)
         self.private = 30 << 20
         self._state: RunState = "prelaunch"
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -163,6 +171,8 @@ class FakeGuest:
     def end(self, reason: str, *, clean: bool) -> None:
         """The process ends."""
         self._state = "gone"
+        while self.taps:
+            os.close(self.taps.popitem()[1])
         if not self._ended.done():
             self._ended.set_result(Exit(reason, clean))
 
@@ -205,8 +215,25 @@ class FakeGuest:
     async def resize_disk(self, size: int) -> None:
         self.size = size
 
-    async def set_link(self, *, up: bool) -> None:
-        self.link_up = up
+    async def set_link(self, *, up: bool, slots: Sequence[int] = (0,)) -> None:
+        self.link_up = up if 0 in slots else self.link_up
+        self.links |= {slot: up for slot in slots if slot in self.plugged}
+
+    async def cards(self) -> Mapping[int, str]:
+        return dict(self.plugged)
+
+    async def plug_in(self, card: Card) -> None:
+        if card.slot in self.plugged or not card.slot or card.tap is None:
+            raise Conflict(f"slot {card.slot} takes no card")
+        self.plugged[card.slot], self.links[card.slot], self.taps[card.slot] = card.mac, True, os.dup(card.tap)
+
+    async def unplug(self, slot: int) -> None:
+        if not slot:
+            raise Conflict("the card in slot 0 is fixed")
+        self.plugged.pop(slot, None)
+        self.links.pop(slot, None)
+        if slot in self.taps:
+            os.close(self.taps.pop(slot))
 
     async def private_memory(self) -> int:
         return self.private
@@ -264,7 +291,7 @@ class FakeHypervisor:
             launch.memory,
             launch.accelerator,
             launch.firmware,
-            launch.network != "none",
+            sorted([card.slot for card in launch.cards] + [0] * (launch.network != "none")),
             launch.tpm,
         )
         return hashlib.sha256(repr((*parts, launch.direct, launch.seed is not None)).encode()).hexdigest()

@@ -15,14 +15,18 @@ from roost.api.services import Services
 from roost.control.pictures import Pictures
 from roost.errors import NotFound
 from roost.model.event import Event, EventSpec
+from roost.model.forward import Forward, ForwardSpec
 from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import Meta
+from roost.model.network import Network
 from roost.model.program import Program, ProgramSpec
+from roost.model.ruleset import RuleSet
 from roost.model.snapshot import Snapshot, SnapshotSpec
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from tests.fake_keepers import FakeKeepers
+from tests.fake_networks import FakeNetworks
 from tests.unit.api.world import ALICE, BOB, OWNER, Guests, Reply, Running, Uploads, World, machine, world
 
 SECRET = "attic"
@@ -31,6 +35,9 @@ SECRET = "attic"
 BODIES: dict[str, Any] = {
     "Machine": {"name": SECRET, "project": SECRET, "spec": {"image": "tiny", "cpus": 2}},
     "Program": {"name": SECRET, "project": SECRET, "spec": {"file": "b.wasm", "sha256": "1" * 64}},
+    "Network": {"name": SECRET, "project": SECRET, "spec": {"mode": "isolated"}},
+    "RuleSet": {"name": SECRET, "project": SECRET, "spec": {"rules": [{"direction": "in"}]}},
+    "Forward": {"name": SECRET, "project": SECRET, "spec": {"machine": SECRET, "host_port": 80, "guest_port": 80}},
     "Image": {"name": SECRET, "project": SECRET, "spec": {"upload": True, "limit": 1 << 20}},
     "Project": {"name": SECRET, "spec": {"members": {f"uid:{BOB}": "owner"}}},
     "MergePatch": {"meta": {"labels": {"mine": "now"}}},
@@ -43,6 +50,8 @@ OPEN = {"create_project"}
 """Names of projects are one namespace: whoever makes one learns whether the name is taken, as with user names anywhere."""
 
 
+FORWARD = ForwardSpec(machine=SECRET, host_port=8080, guest_port=80)
+LAST = ForwardSpec(machine="last", host_port=8080, guest_port=80)
 PROGRAM = ProgramSpec(file="a.wasm", sha256="0" * 64)
 
 
@@ -52,6 +61,7 @@ def _routes() -> list[Route]:
         guests=Guests(),
         uploads=Uploads(),
         programs=FakeKeepers(),
+        networks=FakeNetworks(),
         now=str,
         owner=OWNER,
         node="here",
@@ -72,6 +82,9 @@ async def world_with(*, secret: bool) -> AsyncIterator[World]:
             w.call("POST", "/v1/projects", {"name": SECRET if secret else "cellar"}, uid=ALICE),
             w.put(Machine(name=SECRET, project=SECRET if secret else "cellar", spec=MachineSpec(image="tiny"))),
             w.put(Program(name=SECRET, project=SECRET if secret else "cellar", spec=PROGRAM)),
+            w.put(Network(name=SECRET, project=SECRET if secret else "cellar")),
+            w.put(RuleSet(name=SECRET, project=SECRET if secret else "cellar")),
+            w.put(Forward(name=SECRET, project=SECRET if secret else "cellar", spec=FORWARD)),
             w.put(Image(name=SECRET, project=SECRET if secret else "cellar", spec=ImageSpec(upload=True))),
             w.put(
                 Snapshot(name="attic.attic", project=SECRET if secret else "cellar", spec=SnapshotSpec(machine=SECRET))
@@ -106,7 +119,13 @@ async def answer(w: World, route: Route) -> Reply:
     return reply
 
 
-QUERIES = {"watch": f"kind=machine&project={SECRET}", "fetch_files": "path=/etc", "send_files": "path=/etc"}
+QUERIES = {
+    "watch": f"kind=machine&project={SECRET}",
+    "fetch_files": "path=/etc",
+    "send_files": "path=/etc",
+    "trace_network": "from=web&to=db",
+    "capture_network": "machine=web",
+}
 
 
 @pytest.mark.fault(79)
@@ -122,7 +141,10 @@ async def test_a_foreign_object_can_not_be_told_from_a_missing_one(route: Route)
 @pytest.mark.parametrize(
     "query", ["project=all", f"project={SECRET}", "project=default", "project=all&label=x", "project=all&limit=1"]
 )
-@pytest.mark.parametrize("plural", ["machines", "programs", "images", "snapshots", "events", "projects", "nodes"])
+@pytest.mark.parametrize(
+    "plural",
+    ["machines", "programs", "networks", "rulesets", "forwards", "images", "snapshots", "events", "projects", "nodes"],
+)
 async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> None:
     async with world_with(secret=True) as there, world_with(secret=False) as absent:
         path = f"/v1/{plural}?{query}"
@@ -132,7 +154,9 @@ async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> 
 
 
 @pytest.mark.fault(79)
-@pytest.mark.parametrize("kind", ["machine", "program", "image", "snapshot", "event", "project"])
+@pytest.mark.parametrize(
+    "kind", ["machine", "program", "network", "ruleset", "forward", "image", "snapshot", "event", "project"]
+)
 async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) -> None:
     async with world_with(secret=True) as w:
         heard = b""
@@ -148,6 +172,9 @@ async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) 
                 )
                 await w.call("POST", "/v1/projects", {"name": "last"}, uid=BOB)
                 await w.put(Program(name="last", project="bob", spec=PROGRAM))
+                await w.put(Network(name="last", project="bob"))
+                await w.put(RuleSet(name="last", project="bob"))
+                await w.put(Forward(name="last", project="bob", spec=LAST))
                 await w.put(Snapshot(name="last.last", project="bob", spec=SnapshotSpec(machine="last")))
             if b'"name":"last' in chunk or kind == "event":
                 break

@@ -24,6 +24,7 @@ from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from roost.testing.hypervisor import FakeAgent
 from tests.fake_keepers import FakeKeepers
+from tests.fake_networks import FakeNetworks
 
 OWNER, ALICE, BOB, VIEWER = 4000, 1001, 1002, 1003
 """The daemon's uid; two users with a project each; one who may only look at Alice's."""
@@ -64,11 +65,16 @@ class Guests:
 
     def __init__(self) -> None:
         self.running: dict[str, Running] = {}
+        self.set_up = asyncio.Event()
+        self.set_up.set()
 
     async def guest(self, machine: Machine) -> Any:
         if machine.name not in self.running:
             raise Conflict(f'machine "{machine.name}" is not running', "it is stopped", f"roost start {machine.name}")
         return self.running[machine.name]
+
+    async def greeted(self, machine: Machine, guest: Any) -> None:
+        await self.set_up.wait()
 
     def record(self, machine: Machine) -> bytes:
         return b"an older boot\n"
@@ -262,6 +268,7 @@ async def world(admit: Any = admit_all) -> AsyncIterator[World]:
         guests=guests,
         uploads=uploads,
         programs=FakeKeepers(),
+        networks=FakeNetworks(),
         now=lambda: "2030-01-01T00:00:00.000Z",
         owner=OWNER,
         node="here",

@@ -32,6 +32,7 @@ from roost.model.project import Project
 from roost.model.snapshot import Snapshot, SnapshotStatus
 from roost.store.base import Entry
 from roost.store.memory import MemoryStore
+from tests.fake_networks import FakeNetworks
 
 FAILED = Trouble(what="no luck", why="the script says so", fix="another name", code="unavailable")
 STORAGE = [
@@ -75,6 +76,7 @@ class Scripted:
             guests=absent,
             uploads=absent,
             programs=absent,
+            networks=FakeNetworks(),
             now=now,
             owner=os.getuid(),
             node="here",

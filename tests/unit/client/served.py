@@ -18,13 +18,18 @@ from roost.api.app import create_app
 from roost.api.server import make_server
 from roost.api.services import Services
 from roost.build import build_id
+from roost.control.addresses import Addresses
 from roost.control.checkpoints import Checkpoints
 from roost.control.custody import Custody
 from roost.control.events import Recorder, now
+from roost.control.forwards import Forwards
 from roost.control.loop import Loop
 from roost.control.machines import Machines
+from roost.control.networks import Means as NetworkMeans
+from roost.control.networks import Networks, Residents, RuleSets
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.programs import Means, Programs
 from roost.control.records import Records
@@ -48,8 +53,10 @@ from roost.model.project import Project
 from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.hypervisor import FakeAgent, FakeConsole, FakeGuest, FakeHypervisor, FakeSession
+from roost.testing.network import FakeFabrics
 from tests.control_plane import FakeHouse, FakeLayers, FakeTemplates
 from tests.fake_keepers import FakeKeepers
+from tests.fake_networks import FakeNetworks
 
 FACTS = HostFacts(arch="x86_64", kernel="6.1", boot="this-boot", cpus=2, memory=8 * GiB)
 MANIFEST = Manifest(
@@ -143,11 +150,13 @@ class Served:
         loop.add("machines/", self._machines(paths, loop, pictures))
         loop.add("programs/", self._programs(loop))
         tasks = [spawn_task(loop.run(), "loop"), spawn_task(pictures.follow(), "pictures")]
+        tasks += [spawn_task(follow(), "networks") for follow in self._following]
         services = Services(
             store=store,
             guests=Guests(self.custody),
             uploads=self.uploads,
             programs=self.keepers,
+            networks=FakeNetworks(),
             now=now,
             owner=os.getuid(),
             node="here",
@@ -173,6 +182,17 @@ class Served:
         means = Means(self.keepers, places, clock, lambda: datetime.now(UTC), FACTS.boot)
         return Programs(Records(self.store), Recorder(self.store), means, loop.wake, loop.wake_after)
 
+    def _ports(self, records: Records, loop: Loop) -> Ports:
+        fabrics, addresses = FakeFabrics(), Addresses(self.store, lambda: datetime.now(UTC))
+        networks = Networks(
+            records, Recorder(self.store), NetworkMeans(fabrics, addresses, fabrics.door, loop.wake, Residents())
+        )
+        loop.add("networks/", networks)
+        loop.add("rulesets/", RuleSets(records))
+        loop.add("forwards/", Forwards(records, networks))
+        self._following = (networks.follow_machines, networks.follow_rules, networks.follow_forwards)
+        return Ports(records, networks, addresses)
+
     def _machines(self, paths: Paths, loop: Loop, pictures: Pictures) -> Machines:
         clock, records, layers, pool, house = SystemClock(), Records(self.store), FakeLayers(), Pool(), FakeHouse()
         checkpoints = Checkpoints(paths, budget=GiB)
@@ -194,6 +214,7 @@ class Served:
             reserve=Reserve(paths.reserve),
             reservations=Reservations(clock, lambda: 64 * GiB, kept_back=0),
             prepare=_prepare,
+            ports=self._ports(records, loop),
         )
         return Machines(records, Recorder(self.store), self.custody, world, loop.wake_after)
 
@@ -247,6 +268,7 @@ class Guests:
 
     def __init__(self, custody: Custody) -> None:
         self.guest = custody.guest
+        self.greeted = custody.greeted
 
     def record(self, machine: Machine) -> bytes:
         return b"an older boot\n"

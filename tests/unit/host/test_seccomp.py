@@ -111,6 +111,18 @@ def test_a_program_that_sandboxes_itself_may_do_that_and_nothing_more(machine: s
     assert {ask(machine, number, sandboxes_itself=True) for number in others} == {DENY}
 
 
+def test_a_program_that_forks_makes_processes_and_no_namespaces(machine: str) -> None:
+    clone = ARCHITECTURES[machine].clone
+    assert [ask(machine, clone, flags, forks=True) for flags in (17, CLONE_THREAD | CLONE_VM)] == [ALLOW, ALLOW]
+    assert [ask(machine, clone, 17 | flag, forks=True) for flag in (CLONE_NEWUSER, CLONE_NEWNET)] == [DENY, DENY]
+
+
+def test_only_a_program_that_enters_namespaces_may_do_that(machine: str) -> None:
+    number = seccomp._DENIED["setns"][ARCHITECTURES[machine].column] or 0
+    assert ask(machine, number, sandboxes_itself=True, enters=True) == ALLOW
+    assert {ask(machine, number, **{option: True}) for option in ("network", "sandboxes_itself", "forks")} == {DENY}
+
+
 def test_nothing_is_typed_into_a_terminal(machine: str) -> None:
     number = ARCHITECTURES[machine].ioctl
     assert [ask(machine, number, 5, request) for request in (TIOCSTI, TIOCLINUX, TCGETS)] == [DENY, DENY, ALLOW]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from roost.errors import Invalid, RoostError, Unavailable
 from roost.host.paths import MachineFiles
-from roost.hypervisor.base import DirectBoot, Disk, Launch, Saved
+from roost.hypervisor.base import SLOTS, Card, DirectBoot, Disk, Launch, Saved
 from roost.hypervisor.plan import SEED_SERIAL, Open, Plan, plan, shape
 from roost.model.facts import HostFacts
 from roost.model.machine import Publish
@@ -253,3 +253,38 @@ def test_a_kvm_that_may_not_be_opened_is_not_used() -> None:
 def test_the_translation_cache_grows_with_the_memory_and_stays_bounded() -> None:
     sizes = [values(plan(LAUNCH._replace(memory=size), HOST), "-accel")[0] for size in (128 * MiB, GiB, 16 * GiB)]
     assert [size.rpartition("=")[2] for size in sizes] == ["32", "64", "128"]
+
+
+CARDS = (Card(0, "52:54:00:00:00:10", tap=7), Card(3, "52:54:00:00:00:11", tap=8))
+
+
+def test_a_port_in_place_of_the_user_network_is_the_same_machine() -> None:
+    """One warm template is enough for both: the card is the same, only what it is plugged into is another."""
+    port = LAUNCH._replace(network="none", cards=CARDS[:1])
+    assert shape(port, HOST) == shape(LAUNCH, HOST) != shape(LAUNCH._replace(network="none"), HOST)
+
+
+def test_every_card_that_can_be_unplugged_counts_in_the_shape() -> None:
+    two = LAUNCH._replace(network="none", cards=CARDS)
+    shapes = {
+        shape(two, HOST),
+        shape(two._replace(cards=(CARDS[0],)), HOST),
+        shape(two._replace(cards=(CARDS[1],)), HOST),
+    }
+    assert len(shapes) == 3
+    assert (
+        shape(two._replace(cards=tuple(card._replace(tap=None, mac="52:54:00:99:99:99") for card in CARDS)), HOST)
+        in shapes
+    )
+
+
+def test_a_card_is_on_its_tap_without_a_hub() -> None:
+    decided = plan(LAUNCH._replace(network="none", cards=CARDS), HOST)
+    backends = [json.loads(value) for value in values(decided, "-netdev")]
+    assert [entry["type"] for entry in backends] == ["tap", "tap"]
+    cards = [device for device in devices(decided) if device["driver"] == "virtio-net-pci"]
+    assert [(card["id"], card.get("bus"), card["mac"]) for card in cards] == [
+        ("nic0", None, CARDS[0].mac),
+        ("nic3", "slot3", CARDS[1].mac),
+    ]
+    assert sum(device["driver"] == "pcie-root-port" for device in devices(decided)) == SLOTS

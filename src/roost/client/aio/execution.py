@@ -9,9 +9,10 @@ from typing import Self
 from roost.client.aio.channel import AsyncChannel
 from roost.client.aio.session import AsyncSession
 from roost.client.protocol import Lost, path
-from roost.client.results import Completed, Output
+from roost.client.results import Output
 from roost.client.websocket import PIECE, STDIN, Closed, Ended, Received, Start, exec_message
 from roost.errors import NotStarted, OutcomeUnknown, RoostError
+from roost.model.completed import Completed
 
 CAPTURE = 64 << 20
 """Bytes of output that `run` keeps before it gives up: longer output is for `stream`."""

@@ -1,4 +1,4 @@
-"""The SDK's front: one object for a daemon, with its machines, programs, snapshots, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, programs, networks, snapshots, images, projects, nodes and events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Unpack
 
 from roost.client.aio.machines import AsyncMachines, AsyncSnapshots
+from roost.client.aio.networks import AsyncNetworks
 from roost.client.aio.objects import AsyncObjects
 from roost.client.aio.programs import AsyncPrograms
 from roost.client.aio.session import AsyncSession
@@ -18,9 +19,11 @@ from roost.client.endpoint import find
 from roost.client.protocol import path
 from roost.errors import NotFound
 from roost.model.event import Event
+from roost.model.forward import Forward
 from roost.model.kinds import BY_NAME
 from roost.model.node import Node
 from roost.model.project import Project
+from roost.model.ruleset import RuleSet
 from roost.runtimes.sdk import CompletedProgram, PolicyFields
 from roost.runtimes.sdk import run as run_program
 
@@ -44,6 +47,9 @@ class AsyncHost:
         self.machines = AsyncMachines(session, project)
         self.snapshots = AsyncSnapshots(session, project)
         self.programs = AsyncPrograms(session, project)
+        self.networks = AsyncNetworks(session, project)
+        self.rulesets: AsyncObjects[RuleSet] = AsyncObjects(session, BY_NAME["ruleset"], RuleSet, project)
+        self.forwards: AsyncObjects[Forward] = AsyncObjects(session, BY_NAME["forward"], Forward, project)
         self.images = AsyncSources(session, project)
         self.projects: AsyncObjects[Project] = AsyncObjects(session, BY_NAME["project"], Project, project)
         self.nodes: AsyncObjects[Node] = AsyncObjects(session, BY_NAME["node"], Node, "system")

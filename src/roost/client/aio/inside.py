@@ -10,9 +10,9 @@ from roost.client.aio.execution import AsyncConsole, AsyncExecution, Input
 from roost.client.aio.session import AsyncSession
 from roost.client.aio.transfer import copy_in, copy_out
 from roost.client.protocol import Request, path
-from roost.client.results import Completed
 from roost.client.websocket import Start
 from roost.errors import Invalid
+from roost.model.completed import Completed
 from roost.model.machine import Machine
 
 

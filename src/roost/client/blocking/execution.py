@@ -12,9 +12,10 @@ from typing import Self
 from roost.client.blocking.channel import Channel
 from roost.client.blocking.session import Session
 from roost.client.protocol import Lost, path
-from roost.client.results import Completed, Output
+from roost.client.results import Output
 from roost.client.websocket import PIECE, STDIN, Closed, Ended, Received, Start, exec_message
 from roost.errors import NotStarted, OutcomeUnknown, RoostError
+from roost.model.completed import Completed
 
 CAPTURE = 64 << 20
 """Bytes of output that `run` keeps before it gives up: longer output is for `stream`."""

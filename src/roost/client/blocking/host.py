@@ -1,7 +1,7 @@
 # Derived from aio/host.py by `python -m roost.client.derive`: change that, not this.
 # fmt: off
 # ruff: noqa: I001, UP028, RUF100
-"""The SDK's front: one object for a daemon, with its machines, programs, snapshots, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, programs, networks, snapshots, images, projects, nodes and events."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Unpack
 
 from roost.client.blocking.machines import Machines, Snapshots
+from roost.client.blocking.networks import Networks
 from roost.client.blocking.objects import Objects
 from roost.client.blocking.programs import Programs
 from roost.client.blocking.session import Session
@@ -21,9 +22,11 @@ from roost.client.endpoint import find
 from roost.client.protocol import path
 from roost.errors import NotFound
 from roost.model.event import Event
+from roost.model.forward import Forward
 from roost.model.kinds import BY_NAME
 from roost.model.node import Node
 from roost.model.project import Project
+from roost.model.ruleset import RuleSet
 from roost.runtimes.sdk import CompletedProgram, PolicyFields
 from roost.runtimes.sdk import run as run_program
 
@@ -47,6 +50,9 @@ class Host:
         self.machines = Machines(session, project)
         self.snapshots = Snapshots(session, project)
         self.programs = Programs(session, project)
+        self.networks = Networks(session, project)
+        self.rulesets: Objects[RuleSet] = Objects(session, BY_NAME["ruleset"], RuleSet, project)
+        self.forwards: Objects[Forward] = Objects(session, BY_NAME["forward"], Forward, project)
         self.images = Sources(session, project)
         self.projects: Objects[Project] = Objects(session, BY_NAME["project"], Project, project)
         self.nodes: Objects[Node] = Objects(session, BY_NAME["node"], Node, "system")

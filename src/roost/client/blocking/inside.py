@@ -13,9 +13,9 @@ from roost.client.blocking.execution import Console, Execution, Input
 from roost.client.blocking.session import Session
 from roost.client.blocking.transfer import copy_in, copy_out
 from roost.client.protocol import Request, path
-from roost.client.results import Completed
 from roost.client.websocket import Start
 from roost.errors import Invalid
+from roost.model.completed import Completed
 from roost.model.machine import Machine
 
 

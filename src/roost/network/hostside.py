@@ -1,0 +1,161 @@
+"""What networks have in the host's own namespace: the outer ends of their doors, and one table that is ours whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+
+import msgspec
+
+from roost.errors import Conflict
+from roost.host import files
+from roost.host.paths import Paths
+from roost.network import names, nft, outside, plan, ruleset
+from roost.network.base import Fabric, Outside, Wanted
+from roost.network.monitor import Monitor, Notice, is_address
+from roost.network.requests import Answer, Outer, Request, Rules, Scene, Watch, steps
+
+_LIMIT = 4 << 20
+_SETTLE = 0.1
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """`NetworkFiles.applied`: the ruleset's number after our last transaction, the digest of what is in it, the elements in the host's table."""
+
+    generation: int
+    digest: str
+    elements: tuple[tuple[str, str], ...] = ()
+
+
+class HostSide:
+    """One for all networks. `ask` is asked for what is done in the host's namespace; `changed` is called when somebody else took something of ours
+    away or the host's addresses changed, with the networks (uids) that have something there, and None for: all."""
+
+    def __init__(
+        self, paths: Paths, ask: Callable[[Request], Awaitable[tuple[Answer, tuple[int, ...]]]],
+        is_own: Callable[[int], bool], changed: Callable[[frozenset[str] | None], None],
+    ) -> None:  # fmt: skip
+        self._paths, self._ask, self._is_own, self._changed = paths, ask, is_own, changed
+        self._elements: dict[str, frozenset[tuple[str, str]]] | None = None
+        self._known = False
+        """Whether the table is there as we made it."""
+        self._indexes: dict[int, str] = {}
+        self._lock = asyncio.Lock()
+        self._monitor: Monitor | None = None
+        self._notices: list[Notice] = []
+
+    async def watch(self) -> None:
+        """Notice from now on what happens to the host's network."""
+        async with self._lock:
+            if self._monitor is None:
+                _, sockets = await self._ask(Watch())
+                self._monitor = Monitor(sockets, self._noticed)
+
+    def close(self) -> None:
+        """Notice nothing more."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+
+    async def guard(self, uid: str, wished: Outside) -> None:
+        """See that the table is there with what this network needs in it: before there is a way to the host."""
+        async with self._lock:
+            known = await self._all()
+            before = known.get(uid, frozenset())
+            if not before and not wished.elements:
+                return
+            known[uid] = wished.elements
+            if self._monitor is not None:
+                self._monitor.drain()
+            self._known = self._known and not self._is_touched(self._notices)
+            rules = outside.change(wished._replace(elements=before), wished)
+            if self._known:
+                with suppress(Conflict):  # else it is made anew
+                    if rules:
+                        await self._ask(Rules(rules=rules))
+                    return
+            self._known = False
+            everything = frozenset[tuple[str, str]]().union(*known.values())
+            await self._ask(Rules(rules=nft.replacing([outside.table(everything)])))
+            self._known = True
+
+    async def open(self, wanted: Wanted, before: Fabric | None, fabric: Fabric) -> tuple[str, ...]:
+        """Addresses and routes of the outer end; what was not as it should be, in words."""
+        outer = names.veth(wanted.uid)
+        retired = steps(plan.change(before, fabric).outside_removed)
+        request = Outer(name=outer, mtu=wanted.mtu, scene=Scene.outside(fabric.outside), retired=retired)
+        answer, _ = await self._ask(request)
+        self._indexes.update({index: wanted.uid for index in answer.indexes.values()})
+        return answer.differs
+
+    async def leave(self, uid: str) -> None:
+        """Take the network's link and its elements away; the last network takes the table."""
+        if os.geteuid() != 0:
+            return
+        await self._ask(Outer(name=names.veth(uid)))
+        self._indexes = {index: owner for index, owner in self._indexes.items() if owner != uid}
+        async with self._lock:
+            known = await self._all()
+            gone = known.pop(uid, None)
+            if not any(known.values()):
+                rules, self._known = nft.removing([outside.table(())]), False
+            elif gone:
+                rules = outside.change(Outside(elements=gone), Outside())
+            else:
+                # A daemon may have died before it recorded what it put there: next time the table is made anew.
+                self._known = False
+                return
+            await self._ask(Rules(rules=rules, lenient=True))
+
+    async def _all(self) -> dict[str, frozenset[tuple[str, str]]]:
+        if self._elements is None:
+            self._elements = await asyncio.to_thread(_recorded, self._paths)
+        return self._elements
+
+    def _noticed(self, notice: Notice) -> None:
+        ours = notice.table == ruleset.TABLE or notice.link in self._indexes or notice.pid < 0
+        if not ours and not is_address(notice):
+            return
+        if not self._notices:
+            asyncio.get_running_loop().call_later(_SETTLE, self._judge)
+        self._notices.append(notice)
+
+    def _judge(self) -> None:
+        """By now whoever of ours was at work has told its pid, or is still at work."""
+        if self._lock.locked():
+            asyncio.get_running_loop().call_later(_SETTLE, self._judge)
+            return
+        notices, self._notices = self._notices, []
+        foreign = [notice for notice in notices if not self._is_own(notice.pid)]
+        if self._is_touched(foreign):
+            self._known = False
+            self._changed(frozenset(self._elements or ()))
+        mine = {self._indexes[notice.link] for notice in foreign if notice.link in self._indexes}
+        if mine:
+            self._changed(frozenset(mine))
+        if any(is_address(notice) and notice.link not in self._indexes for notice in foreign):
+            self._changed(None)
+
+    def _is_touched(self, notices: Iterable[Notice]) -> bool:
+        """Whether somebody else has changed our table, or may have."""
+        return any(
+            (notice.table == ruleset.TABLE or notice.pid < 0) and not self._is_own(notice.pid) for notice in notices
+        )
+
+
+def read_applied(paths: Paths, uid: str) -> Applied | None:
+    """What was applied last, if that is recorded."""
+    try:
+        return msgspec.json.decode(files.read_bounded(paths.network(uid).applied, _LIMIT), type=Applied)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _recorded(paths: Paths) -> dict[str, frozenset[tuple[str, str]]]:
+    """What networks of an earlier daemon have in the table."""
+    found: Mapping[str, Applied | None] = {
+        path.parent.name: read_applied(paths, path.parent.name) for path in paths.networks.glob("*/applied.json")
+    }
+    return {uid: frozenset(one.elements) for uid, one in found.items() if one is not None}
