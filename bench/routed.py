@@ -1,6 +1,7 @@
 """Measures what a network costs: two ends through routed ports with all rules, a bridge with br_netfilter and the least rules, and a bare bridge.
 
-Usage (as root): python -m bench.network [seconds for each]. The ends are veths in namespaces of their own, so no guest's speed is measured.
+Usage (as root): scripts/bench routed, or python bench/routed.py [seconds for each].
+The ends are veths in namespaces of their own, so no guest's speed is measured.
 Each round measures both, in turn; the medians of five rounds are printed.
 """
 

@@ -14,6 +14,8 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,8 +23,8 @@
 #include "setup.h"
 
 #define PLUGGED_MS 3000 /* for a card that was just put in */
+#define LATE_MS 30000  /* for one whose driver is loaded later */
 #define LOOK_MS 20
-#define BOOT_SECONDS 120
 
 struct request {
     struct nlmsghdr head;
@@ -138,7 +140,8 @@ static int clear(const char *name, int mtu) {
     return bad ? error : 0;
 }
 
-/* A file that is a link belongs to a service of the guest, which learns it from the lease. */
+/* In a machine of our own init a client does not take them back. A file that is a link belongs to a service of the guest, which learns it
+   from the lease. */
 static void set_resolvers(char *resolvers, const char *domain) {
     char text[1024], *one;
     struct stat st;
@@ -146,28 +149,20 @@ static void set_resolvers(char *resolvers, const char *domain) {
     int n = strcmp(domain, "-") ? snprintf(text, 300, "search %.250s\n", domain) : 0;
     while ((one = strsep(&resolvers, ",")) && n < 900) n += snprintf(text + n, 64, "nameserver %.45s\n", one);
     overwrite("/etc/resolv.conf", text, 0644);
+    if (!access("/run/roost/init", F_OK)) overwrite("/run/roost/resolvers", "machine\n", 0644);
 }
 
 /* The init of a tiny machine starts no client for a card with this file. */
-static void take_from_client(const char *name) {
+static void take_from_client(const char *mac) {
     char path[64];
-    if (access("/run/roost/init", F_OK)) return;
-    snprintf(path, sizeof path, "/run/roost/card-%s", name);
+    snprintf(path, sizeof path, "/run/roost/card-%.17s", mac);
     close(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
-    end_clients(name);
 }
 
-/* While a system boots the driver may still have to be loaded: by then the card's own client asks, and is told the same. */
-static int is_booting(void) {
-    struct timespec up = {0};
-    clock_gettime(CLOCK_BOOTTIME, &up);
-    return up.tv_sec < BOOT_SECONDS;
-}
-
-static const char *await_card(const char *mac) {
+static const char *await_card(const char *mac, int milliseconds) {
     struct timespec wait = {0, LOOK_MS * 1000000};
     const char *name = find_card(mac);
-    for (int i = 0; !name && !is_booting() && i < PLUGGED_MS / LOOK_MS; i++) {
+    for (int i = 0; !name && i < milliseconds / LOOK_MS; i++) {
         nanosleep(&wait, NULL);
         name = find_card(mac);
     }
@@ -181,18 +176,42 @@ static void each(char *list, unsigned index, const char *name, int gateways) {
     }
 }
 
-/* MAC MTU ADDRESSES GATEWAYS RESOLVERS DOMAIN, each one word; lists have commas, and "-" is nothing. */
-void set_card(char *rest) {
-    char *word[6] = {0};
-    for (int i = 0; i < 6; i++) word[i] = strsep(&rest, " ");
-    if (!word[5] || rest || strlen(word[0]) != 17) return errno = EINVAL, fail("card");
-    const char *name = await_card(word[0]);
-    if (!name && is_booting()) return;
-    if (!name) return errno = ENODEV, fail("card");
-    take_from_client(name);
+static void set(char *word[6], const char *name) {
+    if (!access("/run/roost/init", F_OK)) end_clients(name);
     if ((errno = clear(name, atoi(word[1])))) fail(name);
     unsigned index = if_nametoindex(name);
     each(word[2], index, name, 0);
     each(word[3], index, name, 1);
     set_resolvers(word[4], word[5]);
+}
+
+/* In a process of init's, while the host goes on. */
+static void set_later(char *word[6]) {
+    pid_t pid = fork();
+    if (pid > 0) waitpid(pid, NULL, 0);
+    if (pid) return;
+    if (!fork()) {
+        int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        for (int i = 0; i < 3; i++) dup2(null, i);
+        syscall(SYS_close_range, 3, ~0U, 0); /* the port of the agent, too, which only one may have */
+        setsid();
+        const char *name = await_card(word[0], LATE_MS);
+        if (name) set(word, name);
+    }
+    _exit(0);
+}
+
+/* MAC MTU ADDRESSES GATEWAYS RESOLVERS DOMAIN, each one word; lists have commas, and "-" is nothing. A card that was just plugged in takes its
+   time to come. Another that is not there has its driver loaded later, while the system boots: in a tiny machine soon; elsewhere its own client
+   asks then, and is told the same. */
+void set_card(char *rest, int plugged) {
+    char *word[6] = {0};
+    int is_tiny = !access("/run/roost/init", F_OK);
+    for (int i = 0; i < 6; i++) word[i] = strsep(&rest, " ");
+    if (!word[5] || rest || strlen(word[0]) != 17 || strchr(word[0], '/')) return errno = EINVAL, fail("card");
+    if (is_tiny) take_from_client(word[0]);
+    const char *name = await_card(word[0], plugged ? PLUGGED_MS : 0);
+    if (name) return set(word, name);
+    if (plugged) errno = ENODEV, fail("card");
+    else if (is_tiny) set_later(word);
 }

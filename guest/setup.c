@@ -1,7 +1,7 @@
 /* setup: gives a machine its identity on the first boot (and a copy its own), from lines on standard input:
 
      entropy HEX | clock SECONDS | machine-id HEX | host-key KIND BASE64-OF-PRIVATE PUBLIC-LINE | hostname NAME
-     link OLD-MAC NEW-MAC | card MAC MTU ADDRESSES GATEWAYS RESOLVERS DOMAIN | key SSH-KEY | user NAME 0|1 | user-key NAME SSH-KEY | grow-root
+     link OLD-MAC NEW-MAC | card|plugged MAC MTU ADDRESSES GATEWAYS RESOLVERS DOMAIN | key SSH-KEY | user NAME 0|1 | user-key NAME SSH-KEY | grow-root
 
    What cannot be done is said on standard error and does not keep the rest from being done. Done once for each machine-id, but
    entropy, clock and cards every time. */
@@ -176,7 +176,7 @@ static void apply(char *line) {
         char *name = strsep(&rest, " ");
         if (rest) add_key(name, rest);
     } else if (!strcmp(word, "grow-root")) growth_left = grow_root(in_agent) && in_agent;
-    else if (strcmp(word, "clock") && strcmp(word, "entropy") && strcmp(word, "card")) errno = EINVAL, fail(word);
+    else if (strcmp(word, "clock") && strcmp(word, "entropy") && strcmp(word, "card") && strcmp(word, "plugged")) errno = EINVAL, fail(word);
 }
 
 /* The machine-id of the setup that was done before, "" for none. */
@@ -242,9 +242,11 @@ static void find_value(const char *lines, const char *word, char *value, size_t 
 static void set_cards(const char *lines) {
     char card[1024];
     for (const char *p = lines; p; p = (p = strchr(p, '\n')) ? p + 1 : NULL) {
-        if (strncmp(p, "card ", 5)) continue;
-        snprintf(card, sizeof card, "%.*s", (int)strcspn(p + 5, "\n"), p + 5);
-        set_card(card);
+        int plugged = !strncmp(p, "plugged ", 8);
+        if (!plugged && strncmp(p, "card ", 5)) continue;
+        const char *words = p + (plugged ? 8 : 5);
+        snprintf(card, sizeof card, "%.*s", (int)strcspn(words, "\n"), words);
+        set_card(card, plugged);
     }
 }
 

@@ -56,6 +56,6 @@ const char *find_card(const char *mac);
 /* The DHCP clients of a tiny machine that lease for this card. */
 void end_clients(const char *name);
 /* Gives a network card its addresses: see card.c. Done every time. */
-void set_card(char *rest);
+void set_card(char *rest, int plugged);
 
 #endif

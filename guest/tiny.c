@@ -119,12 +119,18 @@ static void run_dhcp(void) {
 }
 
 /* A client for each network card (not for what the user makes of them: bridges, tunnels), as long as the card is there, and unless the
-   agent has given it its addresses. */
+   agent gives it its addresses. */
 static void lease(const char *name) {
-    char device[300], given[300];
+    char device[300], path[300], mac[18] = "", given[64];
     int slot = -1;
     snprintf(device, sizeof device, "/sys/class/net/%s/device", name);
-    snprintf(given, sizeof given, "/run/roost/card-%s", name);
+    snprintf(path, sizeof path, "/sys/class/net/%s/address", name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        if (read(fd, mac, sizeof mac - 1) < 0) warn(name);
+        close(fd);
+    }
+    snprintf(given, sizeof given, "/run/roost/card-%s", mac);
     if (access(device, F_OK) || !access(given, F_OK)) return;
     for (int i = 0; i < NICS; i++) {
         if (!strcmp(nics[i].name, name)) return;

@@ -27,6 +27,8 @@ LONGEST = (
     "live/test_tpm.py", "live/test_disk.py", "live/test_disk_full.py", "live/test_flatten.py", "live/test_run_programs.py",
     "live/test_warm.py", "live/test_crash.py", "live/test_identity.py", "live/test_doctor_storage.py", "live/test_templates.py",
     "live/test_run_escapes.py", "live/test_checkpoint.py", "live/test_hypervisor.py", "live/test_import.py", "live/test_memory.py",
+    "live/test_doctor_network.py", "live/test_fabric_life.py", "live/test_networks.py", "live/test_spanning_machines.py",
+    "live/test_tutorial_networks.py", "live/test_vxlan.py", "live/test_network_services.py", "live/test_fabric.py",
     "live/test_network.py", "live/test_machine.py", "live/test_run_attacks.py", "live/test_run_limits.py", "live/test_zygote.py",
 )  # fmt: skip
 """The files that take half a minute and more, so that no worker is left alone with one of them at the end: about in the order of

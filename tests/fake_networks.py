@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from roost.errors import NotFound
+from roost.errors import Conflict, NotFound
 from roost.model.network import Network
 from roost.model.ruleset import Transport
 
@@ -37,6 +37,17 @@ class FakeNetworks:
         if machine != "web":
             raise NotFound(f'machine "{machine}" is not plugged in')
         return _pieces(frames or 3)
+
+    async def flows(self, network: Network, *, follow: bool) -> AsyncIterator[bytes]:
+        del follow
+        if not network.spec.flow_log:
+            raise Conflict(f'network "{network.name}" keeps no flow log')
+        return _pieces(1)
+
+    async def pictures(self) -> Sequence[Mapping[str, Any]]:
+        return self.counted
+
+    counted: Sequence[Mapping[str, Any]] = ()
 
 
 async def _pieces(count: int) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -15,7 +16,8 @@ EMPTY = ("state/machines", "state/building", "state/programs", "state/contents",
 
 def find(state: Path, run: Path, uids: Iterable[str] = ()) -> list[str]:
     """Everything that belongs to the daemon of these directories, or to the machines with these uids; the daemon itself must have ended."""
-    words = [str(state).encode(), str(run).encode(), *(uid.encode() for uid in uids if uid)]
+    shared = hashlib.sha256(str(run).encode()).hexdigest()[:20]  # in the control groups of what serves all networks
+    words = [word.encode() for word in (str(state), str(run), shared, *uids) if word]
     return [*_processes(words), *_mounts(words), *_sockets(words), *_cgroups(words), *_files(state, run)]
 
 

@@ -75,5 +75,15 @@ SAMPLES = {
     "routed": network(mode="routed", flow_log=True),
     "vxlan": network(vxlan=SPANNED, mtu=1450),
     "limited": network(ports=(attached(0, "gone", down=80_000_000, up=8_000_000), attached(1, link=False))),
+    "bridged": network(
+        mode="bridged",
+        door="bridge",
+        subnets=(),
+        transfer=(),
+        published=(),
+        rulesets={},
+        interface="br0",
+        ports=(attached(0, addresses=(), up=8_000_000), attached(1, addresses=(), rulesets=("web",))),
+    ),
     "empty": network(ports=(), published=(), rulesets={}),
 }

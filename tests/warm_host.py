@@ -15,6 +15,7 @@ import msgspec
 
 from roost.control.checkpoints import Checkpoint
 from roost.control.making import Workshop
+from roost.control.ports import blank_cards
 from roost.control.reservations import Reservations
 from roost.control.warm import LATER_SECONDS, Parts, Warm
 from roost.control.warmth import SETTLE_SECONDS, Cold
@@ -27,6 +28,7 @@ from roost.model.meta import GiB, Meta
 from roost.storage.manifest import Manifest
 from roost.testing.clock import VirtualClock
 from roost.testing.hypervisor import FakeAgent, FakeGuest, FakeHypervisor
+from roost.testing.network import FakeFabrics
 from tests.control_plane import MANIFEST, WEB, FakeLayers, spec
 
 TINY: Manifest = msgspec.structs.replace(MANIFEST, digest="sha256:bb", format="none")
@@ -133,7 +135,8 @@ class Host:
 
     def restart(self) -> None:
         self.places = Reservations(self.clock, lambda: self.memory, 0)
-        shop = Workshop(self.hypervisor, self.layers, self.paths, self.clock, self.places, self.cpu_seconds)
+        loose = FakeFabrics().loose
+        shop = Workshop(self.hypervisor, self.layers, self.paths, self.clock, self.places, self.cpu_seconds, loose)
         self.warm = Warm(Parts(self.register, shop, self.images.__contains__, self.woken.append, self.change))
 
     def change(self) -> None:
@@ -151,9 +154,9 @@ class Host:
     def launch(self, machine: Machine, manifest: Manifest = MANIFEST) -> Launch:
         files = self.paths.machine(machine.meta.uid)
         disks = () if manifest.format == "none" else (Disk(files.disk, (Path("image"),), serial="root"),)
-        return Launch(
-            machine.meta.uid, "x86_64", machine.spec.cpus, machine.spec.memory, "tcg", "direct", files, disks=disks
-        )
+        uid, cpus, memory = machine.meta.uid, machine.spec.cpus, machine.spec.memory
+        launch = Launch(uid, "x86_64", cpus, memory, "tcg", "direct", files, disks=disks)
+        return launch._replace(network=machine.spec.network, cards=blank_cards(machine))
 
     async def look(
         self, name: str = "web", *, project: str = "default", manifest: Manifest = MANIFEST, **changes: object

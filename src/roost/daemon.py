@@ -11,7 +11,7 @@ import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -29,8 +29,8 @@ from roost.control.admission import Admission
 from roost.control.custody import Custody
 from roost.control.events import now
 from roost.control.images import ImageReconciler
-from roost.control.networks import Networks, Residents
-from roost.control.networkview import picture, traced
+from roost.control.networklooks import NetworkLooks
+from roost.control.networks import Residents
 from roost.control.nodes import announce, node_name
 from roost.control.plane import Here, Plane
 from roost.control.plane import Pool as ControlPool
@@ -54,13 +54,11 @@ from roost.model.image import Image
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch, Meta
-from roost.model.network import Mode, Network
+from roost.model.network import Mode
 from roost.model.node import Verdict
 from roost.model.program import RESTING, Program
 from roost.model.project import Project
-from roost.model.ruleset import Transport
-from roost.network import pcap
-from roost.network.base import Door, Fabrics, Seen
+from roost.network.base import Door, Fabrics
 from roost.network.fabric import NetworkFabric
 from roost.network.services import Services as NetworkServices
 from roost.network.usernet import UserNetwork
@@ -202,35 +200,6 @@ class _Programs:
         return program.meta.uid != uid or (program.status.phase in RESTING and not wants)
 
 
-class _Networks:
-    """Networks as the API sees them."""
-
-    def __init__(self, networks: Networks) -> None:
-        self._networks = networks
-
-    async def picture(self, network: Network) -> Mapping[str, Any]:
-        """Who is plugged in, and what passed; without the latter where the network is not there."""
-        seen: Seen | None = None
-        with suppress(NotFound):
-            seen = await self._networks.look(network)
-        return picture(network, await self._networks.wanted(network), seen)
-
-    async def trace(
-        self, network: Network, source: str, target: str, protocol: Transport, port: int
-    ) -> Mapping[str, Any]:
-        """What decides. Raises NotFound."""
-        return traced(await self._networks.wanted(network), source, target, protocol, port)
-
-    async def capture(self, network: Network, machine: str, port: str, frames: int | None) -> AsyncIterator[bytes]:
-        """What passes a port. Raises NotFound."""
-        ports = (await self._networks.wanted(network)).ports
-        found = next((it for it in ports if it.machine == machine and port in ("", it.port)), None)
-        if found is None:
-            what = f'machine "{machine}" is not plugged into network "{network.name}"'
-            raise NotFound(what, fix=f"roost network show {network.name}")
-        return pcap.record(await self._networks.capture(network, found.interface), frames)
-
-
 class _Here:
     """The node object of this host: what it is, and the accelerator verdict as soon as one is known."""
 
@@ -321,7 +290,7 @@ def _services(here: Here, engine: Engines, control: Plane) -> Services:
         guests=_Guests(control.custody, paths),
         uploads=_Uploads(engine.pool, control.images, paths),
         programs=_Programs(Records(here.store), control, paths),
-        networks=_Networks(control.networks),
+        networks=NetworkLooks(Records(here.store), control.networks),
         now=now,
         owner=os.getuid(),
         node=here.node,

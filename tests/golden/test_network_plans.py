@@ -43,13 +43,19 @@ def test_the_table_of_the_host() -> None:
     compare(GOLDEN / "outside.nft", nft.replacing([outside.table(elements)]))
 
 
+def test_the_table_of_a_host_with_a_tunnel() -> None:
+    elements = outside.of(SAMPLES["vxlan"]._replace(door="none", transfer=())).elements
+    compare(GOLDEN / "tunnel.nft", nft.replacing([outside.table(elements)]))
+
+
 def test_a_port_more_is_a_few_lines() -> None:
     before, ports = network(), (*network().ports, attached(2, "web"))
     compare(GOLDEN / "port.nft", plan.change(plan.fabric(before), plan.fabric(before._replace(ports=ports))).rules)
 
 
 def test_every_file_has_its_case() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {*(f"{name}.txt" for name in SAMPLES), "outside.nft", "port.nft"}
+    whole = {"outside.nft", "port.nft", "tunnel.nft"}
+    assert {path.name for path in GOLDEN.iterdir()} == {*(f"{name}.txt" for name in SAMPLES), *whole}
 
 
 def compare(path: Path, planned: str) -> None:

@@ -90,7 +90,37 @@ def test_the_client_of_a_tiny_machine_is_kept_from_the_card(root: Path) -> None:
     (root / "run/roost").mkdir()
     (root / "run/roost/init").touch()
     _set_up(root, CARD)
-    assert (root / "run/roost/card-eth0").exists()
+    assert (root / f"run/roost/card-{MAC}").exists()
+    assert (root / "run/roost/resolvers").read_text() == "machine\n"
+
+
+def test_a_card_that_a_system_has_no_driver_for_yet_is_left_to_its_client(root: Path) -> None:
+    assert _set_up(root, lines=f"machine-id {ID}\ncard 52:54:00:00:00:99 1400 - - - -\n")[1] == ""
+
+
+def test_in_a_tiny_machine_it_is_given_its_addresses_when_it_comes(root: Path) -> None:
+    (root / "run/roost").mkdir()
+    (root / "run/roost/init").touch()
+    (root / "sys/class/net/eth0").rename(root / "later")
+    lines = encode_setup(Setup("kid", ID, cards=(CARD,)), 0).decode()
+    (root / "lines").write_text(lines)
+    coming = f"chroot {root} /agent setup <{root}/lines; mv {root}/later {root}/sys/class/net/eth0; sleep 0.3"
+    script = f"{BEFORE}\nmount -t proc proc {root}/proc; {coming}; {AFTER}"
+    done = subprocess.run(
+        ["unshare", "-nm", "sh", "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "inet 10.20.0.5/24" in done.stdout
+    assert "inet6 fd11::5/64" in done.stdout
+
+
+def test_a_card_that_was_just_plugged_in_is_waited_for(root: Path) -> None:
+    card = root / "sys/class/net/eth0"
+    card.rename(root / "later")
+    coming = f"{BEFORE}\n(sleep 0.3; mv {root}/later {card}) &"
+    lines = encode_setup(Setup("kid", ID, cards=(CARD,), plugged=True), 0).decode()
+    seen, complaints = _set_up(root, before=coming, lines=lines)
+    assert complaints == ""
+    assert "inet 10.20.0.5/24" in seen
 
 
 @pytest.mark.parametrize(
@@ -101,7 +131,7 @@ def test_the_client_of_a_tiny_machine_is_kept_from_the_card(root: Path) -> None:
         (f"card {MAC} 1400 - x - -", "x: Invalid argument"),
         (f"card {MAC} 1400 - -", "card: Invalid argument"),
         ("card x 1400 - - - -", "card: Invalid argument"),
-        ("card 52:54:00:00:00:99 1400 - - - -", "card: No such device"),
+        ("plugged 52:54:00:00:00:99 1400 - - - -", "card: No such device"),
         (f"card {MAC} 1400 {'1,' * 900} - - -", "card: Invalid argument"),
     ],
 )
@@ -109,8 +139,9 @@ def test_what_it_can_not_do_it_complains_of(root: Path, line: str, complaint: st
     assert complaint in _set_up(root, lines=f"machine-id {ID}\n{line}\n")[1]
 
 
-def test_a_guest_without_our_agent_is_given_the_same_by_a_script(root: Path) -> None:
-    script = setup_script(Setup("kid", ID, cards=(CARD,)))
+@pytest.mark.parametrize("plugged", [False, True])
+def test_a_guest_without_our_agent_is_given_the_same_by_a_script(root: Path, plugged: bool) -> None:
+    script = setup_script(Setup("kid", ID, cards=(CARD,), plugged=plugged))
     prefix = f"{BEFORE}\nmkdir -p /var/lib/roost; mount -t tmpfs none /var/lib; mkdir /var/lib/roost; echo {ID} >/var/lib/roost/setup\n"
     prefix += f"mount --bind {root}/sys/class/net /sys/class/net; mount --bind {root}/etc /etc\n"
     done = subprocess.run(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roost.host import kernel
+from roost.host import kernel, links
 from roost.network import guards, names
 from roost.network.base import Wanted
 from tests.fabrics import LAN, OTHER, engine, on_host, plug, port, sh, wanted
@@ -20,6 +22,8 @@ from tests.ordinary import WHO
 
 pytestmark = [pytest.mark.live, needs_program("ip", "nft"), pytest.mark.timeout(600)]
 both = pytest.mark.parametrize("who", WHO)
+_TUNSETOFFLOAD, _TUNGETDEVNETNS = 0x400454D0, 0x54E3  # include/uapi/linux/if_tun.h
+_CHECKSUMS_AND_SEGMENTS = 0x07  # TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6
 
 
 @both
@@ -57,6 +61,21 @@ def test_a_port_without_link_and_one_that_is_taken_away_hear_nothing(who: str) -
             return found
 
     assert on_host(who, main) == [(False, 2), (True, 2), (False, 1)]
+
+
+@both
+def test_taps_that_lead_nowhere_are_each_alone_and_no_link_of_the_host(who: str) -> None:
+    """What the guests of warm templates boot with: all that a port's card can leave to the host, it can leave to them."""
+
+    async def main() -> list[Any]:
+        async with engine() as fabric:
+            taps = [await fabric.loose() for _ in range(2)]
+            for tap in taps:
+                fcntl.ioctl(tap, _TUNSETOFFLOAD, _CHECKSUMS_AND_SEGMENTS)
+            spaces = {os.fstat(fcntl.ioctl(tap, _TUNGETDEVNETNS)).st_ino for tap in taps}
+            return [len(spaces - {Path("/proc/self/ns/net").stat().st_ino}), links.exists(names.LOOSE)]
+
+    assert on_host(who, main) == [2, False]
 
 
 @both

@@ -252,11 +252,13 @@ def test_a_network_whose_holder_and_daemon_were_killed_is_made_anew(who: str) ->
             home, network = Path(directory), wanted(door=door())
             async with engine(home) as first:
                 await first.ensure(network)
-                await plug(first, network)
+                taps = await plug(first, network)
                 place = first._networks[LAN].place
                 assert place is not None
                 pid = place._record.process.pid
             os.kill(pid, signal.SIGKILL)
+            for guest in taps:
+                os.close(guest.tap)
             async with engine(home) as second:
                 await second.ensure(network)
                 one, two = await plug(second, network)
@@ -266,6 +268,31 @@ def test_a_network_whose_holder_and_daemon_were_killed_is_made_anew(who: str) ->
             return [found]
 
     assert on_host(who, main) == [True]
+
+
+@both
+def test_a_namespace_that_only_taps_keep_is_found_again_with_them(who: str) -> None:
+    async def main() -> list[Any]:
+        with tempfile.TemporaryDirectory() as directory:
+            home, network = Path(directory), wanted(door=door())
+            async with engine(home) as first:
+                await first.ensure(network)
+                one, two = await plug(first, network)
+                place = first._networks[LAN].place
+                assert place is not None
+                before, pid = identity(place.namespaces), place._record.process.pid
+            os.kill(pid, signal.SIGKILL)
+            async with engine(home) as second:
+                seen = await second.ensure(network)
+                found = second._networks[LAN].place
+                assert found is not None
+                one.send4(udp(one.address4, two.address4, (1, 2), b"hello"))
+                heard = two.hears(b"hello")
+                after = identity(found.namespaces)
+                await second.remove(LAN)
+            return [before == after, len(seen.plugged), heard]
+
+    assert on_host(who, main) == [True, 2, True]
 
 
 async def _step(fabric: NetworkFabric, chance: random.Random, taps: list[int]) -> None:

@@ -130,14 +130,28 @@ def test_rules_change_while_traffic_flows(lan: Daemon) -> None:
     lan.roost("ruleset", "delete", "shut")
 
 
-def test_trace_says_which_rule_decides(lan: Daemon) -> None:
-    lan.roost("ruleset", "create", "web", "in tcp:80")
+def test_trace_says_what_decides(lan: Daemon) -> None:
+    lan.roost("ruleset", "create", "web", "in deny tcp:22", "in tcp:80")
     lan.request("PATCH", "/v1/machines/default/b", {"spec": {"ports": [{"network": "lan", "rulesets": ["web"]}]}})
-    assert "rule 0 of rule set web" in lan.roost("network", "trace", "a", "b:80").stdout
-    refused = lan.roost("network", "trace", "a", "b:81", check=False)
-    assert refused.returncode == 1 and "does not pass" in refused.stdout
+    wait_for(lambda: "rule 1 of rule set web allows" in traced(lan, "a", "b:80"), "the rules")
+    assert "rule 0 of rule set web denies tcp 22" in traced(lan, "a", "b:22", 1)
+    assert "no rule of web lets it in" in traced(lan, "a", "b:81", 1)
+    assert "rule 1 of rule set web" in traced(lan, "host", "b:80")
+    assert "roost forward create 81:81 b" in traced(lan, "host", "b:81", 1)
+    assert "a machine of another project" in traced(lan, "a", "c.other.internal:80", 1)
+    assert "project default has no such machine" in traced(lan, "a", "c:80", 3)
+    lan.request("PATCH", "/v1/machines/default/b", {"spec": {"ports": [{"network": "lan", "link": False}]}})
+    wait_for(lambda: "the port's link is off" in traced(lan, "a", "b", None), "the link")
     lan.request("PATCH", "/v1/machines/default/b", {"spec": {"ports": [{"network": "lan"}]}})
+    wait_for(lambda: "127.0.0.1 port" in traced(lan, "host", "b:80", None), "the way it was")
     lan.roost("ruleset", "delete", "web")
+
+
+def traced(daemon: Daemon, source: str, target: str, code: int | None = 0) -> str:
+    """What is said of a connection; `code` is what the command returns (None: whatever)."""
+    done = daemon.roost("network", "trace", source, target, check=False)
+    assert code in (None, done.returncode), done
+    return done.stdout + done.stderr
 
 
 def test_a_network_in_use_is_not_deleted(lan: Daemon) -> None:
@@ -145,14 +159,50 @@ def test_a_network_in_use_is_not_deleted(lan: Daemon) -> None:
     assert refused.returncode == 4 and "roost network detach lan a" in refused.stderr
 
 
-def test_what_passes_is_captured(lan: Daemon, tmp_path: Path) -> None:
+@needs_program("tcpdump")
+def test_what_passes_is_captured_as_a_reader_of_others_reads_it(lan: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "a.pcap"
-    flow = threading.Thread(target=lambda: inside(lan, "a", "ping -c 8 -i 0.5 b"))
+    b = address_of(lan, "b")
+    flow = threading.Thread(target=lambda: inside(lan, "a", f"ping -c 8 -i 0.5 {b}"))
     flow.start()
     lan.roost("network", "capture", "a", str(file), "--frames", "4", timeout=60)
     flow.join()
-    data = file.read_bytes()
-    assert data[:4] == b"\xd4\xc3\xb2\xa1" and len(data) > 24 + 4 * 16
+    read = subprocess.run(["tcpdump", "-nr", str(file), "icmp"], capture_output=True, text=True, check=True).stdout
+    assert f"IP {address_of(lan, 'a')} > {b}: ICMP echo request" in read, read
+    assert f"IP {b} > {address_of(lan, 'a')}: ICMP echo reply" in read, read
+
+
+def test_connections_are_in_the_flow_log_while_one_is_kept(lan: Daemon) -> None:
+    refused = lan.roost("network", "flows", "lan", check=False)
+    assert refused.returncode == 4 and "roost network flows lan --on" in refused.stderr
+    lan.roost("network", "flows", "lan", "--on")
+    wait_for(lambda: lan.request("GET", "/v1/networks/default/lan")[1]["status"]["generation"] >= 2, "the log")
+    own, b = address_of(lan, "a"), address_of(lan, "b")
+    heard: list[str] = []
+    follower = threading.Thread(target=lambda: heard.append(lan.roost("network", "flows", "lan", "--follow").stdout))
+    follower.start()
+    inside(lan, "a", f"ping -c 2 -W 3 {b}")
+    inside(lan, "a", f"nc -w 1 {b} 99")
+    wait_for(lambda: ":99\n" in lan.roost("network", "flows", "lan").stdout, "the connection")
+    told = lan.roost("network", "flows", "lan").stdout
+    assert len(re.findall(rf"allowed  icmp  a {own} -> b {b}$", told, re.M)) == 1, told
+    assert re.search(rf"allowed  tcp   a {own}:\d+ -> b {b}:99$", told, re.M), told
+    lan.roost("network", "flows", "lan", "--off")
+    follower.join()
+    assert heard == [told]
+
+
+def test_what_ports_and_rules_counted_is_shown_and_in_the_metrics(lan: Daemon) -> None:
+    inside(lan, "a", f"ping -c 3 {address_of(lan, 'b')}")
+    shown = lan.roost("network", "show", "lan").stdout
+    assert re.search(r"^├─ a  10\.20\.0\.\d  ([0-9a-f]{2}:){5}[0-9a-f]{2}$", shown, re.M), shown
+    assert re.search(r"^rule 0 of default: \d+ packets?, ", shown, re.M), shown
+    assert "rogue" not in shown and "spoofed" not in shown, "honest guests are accused of nothing"
+    metrics = lan.request("GET", "/metrics")[1].decode()
+    place = 'direction="in",machine="b",network="lan",port="lan",project="default"'
+    passed = re.search(rf"^roost_network_port_packets_total{{{place}}} (\S+)$", metrics, re.M)
+    assert passed is not None and float(passed[1]) >= 3
+    assert 'roost_network_rule_packets_total{network="lan",project="default",rule="default/0"}' in metrics
 
 
 def test_ports_are_plugged_in_and_out_while_a_machine_runs(lan: Daemon) -> None:
@@ -160,12 +210,33 @@ def test_ports_are_plugged_in_and_out_while_a_machine_runs(lan: Daemon) -> None:
     for name in ("a", "b"):
         lan.roost("network", "attach", "back", name)
     wait_for(lambda: len(lan.machine("a")["status"]["ports"]) == 2, "the port")
+    again = lan.roost("network", "attach", "back", "a", check=False)
+    assert 'machine "a" has a port "back" already' in again.stderr and "roost edit machine a" in again.stderr
     target = lan.machine("b")["status"]["ports"][1]["addresses"][0].partition("/")[0]
     wait_for(lambda: " 0% packet loss" in inside(lan, "a", f"ping -c 1 -W 2 {target}").stdout, "the way through back")
     for name in ("a", "b"):
         lan.roost("network", "detach", "back", name)
     wait_for(lambda: len(lan.machine("a")["status"]["ports"]) == 1, "the port to be gone")
     assert "eth1" not in inside(lan, "a", "ls /sys/class/net").stdout
+    lan.roost("network", "delete", "back")
+
+
+def test_an_isolated_network_has_the_metadata_service(lan: Daemon) -> None:
+    assert lan.machine("a")["spec"]["cold"], "not from a template, which an agent tells everything"
+    ask = r"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n"
+    told = inside(lan, "a", f"(printf '{ask}'; sleep 1) | nc -w 3 169.254.169.254 80; ip route").stdout
+    assert " 200 " in told.splitlines()[0], told
+
+
+def test_a_machine_of_another_network_of_the_asker_s_has_a_name(lan: Daemon) -> None:
+    lan.roost("network", "create", "back", "--mode", "isolated")
+    lan.roost("launch", "tiny", "db", "--network", "back", timeout=120)
+    assert "can't find db.default.internal" in inside(lan, "a", "nslookup db.default.internal").stdout
+    lan.roost("network", "attach", "back", "a")
+    wait_for(lambda: " 0% packet loss" in inside(lan, "a", "ping -c 1 -W 2 db").stdout, "the way to db by its name")
+    lan.roost("network", "detach", "back", "a")
+    lan.roost("delete", "db")
+    wait_for(lambda: "can't find db" in inside(lan, "a", "nslookup db.default.internal").stdout, "the name to be gone")
     lan.roost("network", "delete", "back")
 
 
@@ -200,6 +271,9 @@ def test_a_machine_from_a_warm_template_has_its_port(lan: Daemon) -> None:
         assert lan.machine("w1")["status"]["timing"]["path"] == "warm"
         assert " 0% packet loss" in inside(lan, "w1", "ping -c 1 -W 3 b").stdout
         assert " 0% packet loss" in inside(lan, "w0", "ping -c 1 -W 3 w1").stdout
+        booted, warm = (inside(lan, name, "cat /sys/class/net/eth0/device/features").stdout for name in ("b", "w1"))
+        assert warm == booted, "the card does for it what it does for a machine that booted"
+        assert booted[:2] == "11", "checksums are left to it"
     finally:
         lan.cold = True
         lan.roost("delete", "w0", "w1", check=False)

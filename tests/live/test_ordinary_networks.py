@@ -60,6 +60,19 @@ def test_machines_talk_by_name_and_not_across_projects(lan: Ordinary) -> None:
     assert status(lan, "network", "lan")["door"] == "pasta"
 
 
+def test_a_machine_from_a_warm_template_has_a_card_like_one_that_booted(lan: Ordinary) -> None:
+    for name in ("w0", "w1"):
+        lan.roost("launch", "tiny", name, "--network", "lan", "--memory", "128MiB")
+    try:
+        assert status(lan, "machine", "w1")["timing"]["path"] == "warm"
+        assert " 0% packet loss" in inside(lan, "w1", "ping -c 2 -W 3 b")
+        booted, warm = (inside(lan, name, "cat /sys/class/net/eth0/device/features") for name in ("b", "w1"))
+        assert warm == booted
+        assert booted[:2] == "11", "checksums are left to it"
+    finally:
+        lan.roost("delete", "w0", "w1", check=False)
+
+
 def test_a_published_port_answers_and_all_of_it_outlives_the_daemon(lan: Ordinary) -> None:
     port = free_port()
     inside(lan, "b", "mkdir -p /w && echo page-of-b > /w/index.html && httpd -p 80 -h /w")
@@ -80,3 +93,14 @@ def _page(port: int) -> bytes:
             return done.stdout
         time.sleep(0.3)
     return b""
+
+
+def test_a_published_port_that_does_not_listen_says_so_wherever_it_is_shown(lan: Ordinary) -> None:
+    first = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text().strip()
+    lan.roost("forward", "create", "81:80", "b", "--name", "low", check=False)
+    why = f"ports below {first} are for root alone"
+    assert f"127.0.0.1:81/tcp -> 80: does not listen: {why}" in lan.roost("network", "show", "lan").stdout
+    error = status(lan, "forward", "low")["error"]
+    assert error["why"] == f"port 81 of 127.0.0.1 can not be published: {why}"
+    assert error["fix"].startswith(f"publish a port from {first} on, or: sudo sysctl ")
+    lan.roost("forward", "delete", "low")

@@ -124,6 +124,19 @@ async def test_a_restarted_daemon_finds_networks_as_they_were(bench: Bench) -> N
     assert bench.hypervisor.doubles == 0
 
 
+async def test_a_routed_network_takes_no_packets_away_from_the_host_or_from_another(bench: Bench) -> None:
+    def routed(name: str, cidr: str) -> Network:
+        wish = NetworkSpec(mode="routed", subnets=(Subnet(cidr=cidr),))
+        return Network(name=name, project=name, meta=Meta(uid=f"n-{name}"), spec=wish)
+
+    bench.fabrics.routes = ["192.0.2.0/24"]
+    for one in (routed("home", "192.0.2.0/25"), routed("first", "10.30.0.0/16"), routed("second", "10.30.7.0/24")):
+        await put(bench, one)
+    found = [await Records(bench.store).network(f"networks/{name}/{name}") for name in ("home", "first", "second")]
+    assert [it.status.phase for it in found] == ["failed", "ready", "failed"]
+    assert "n-home" not in bench.fabrics.wanted and "n-second" not in bench.fabrics.wanted
+
+
 # machines
 
 
@@ -142,6 +155,7 @@ async def test_a_machine_is_plugged_in_before_it_starts(bench: Bench) -> None:
 async def test_a_machine_waits_for_its_network_whichever_was_made_first(bench: Bench) -> None:
     web = await bench.put(machine())
     assert web.status.phase == "pending" and "waiting for network lan" in web.status.progress
+    assert web.status.error is not None and web.status.error.fix == "roost network create lan"
     assert bench.hypervisor.launches == []
     await put(bench, LAN)
     assert (await bench.get()).status.phase == "running"
@@ -152,10 +166,30 @@ async def test_a_machine_waits_for_a_network_that_failed(bench: Bench) -> None:
     await put(bench, LAN)
     web = await bench.put(machine())
     assert "too many" in web.status.progress
+    assert web.status.error is not None and "too many" in web.status.error.why
+    assert web.status.generation == web.meta.generation
     bench.fabrics.refuse = None
     await bench.clock.advance(2)
     await bench.settle()
-    assert (await bench.get()).status.phase == "running"
+    web = await bench.get()
+    assert (web.status.phase, web.status.error) == ("running", None)
+
+
+async def test_a_network_that_fails_is_not_tried_more_often_than_any_other(bench: Bench) -> None:
+    bench.fabrics.refuse = Unavailable("no namespace was made", "the host has too many")
+    await put(bench, replace(LAN, spec=NetworkSpec(mode="bridged", interface="eth7")))
+    for _ in range(100):
+        await bench.clock.advance(0.2)
+        await bench.settle()
+    assert bench.loop.failures < 20
+
+
+async def test_a_machine_that_waits_learns_that_its_network_failed(bench: Bench) -> None:
+    await bench.put(machine())
+    bench.fabrics.refuse = Unavailable("no namespace was made", "the host has too many")
+    await put(bench, LAN)
+    error = (await bench.get()).status.error
+    assert error is not None and "too many" in error.why
 
 
 async def test_the_guest_is_told_of_its_addresses(bench: Bench) -> None:
@@ -323,7 +357,8 @@ async def test_a_forward_whose_port_is_taken_says_so(bench: Bench) -> None:
     await bench.put(machine())
     await put(bench, forward())
     status = await forwarded(bench)
-    assert status.phase == "failed" and "8080" in status.error.why
+    assert status.phase == "failed" and status.error.why == "port 8080 is not published: it is taken"
+    assert status.error.fix == "publish another port"
 
 
 async def test_of_two_forwards_of_one_port_the_older_one_leads(bench: Bench) -> None:
@@ -418,3 +453,30 @@ async def test_the_subnets_of_a_network_do_not_change(bench: Bench) -> None:
     other = replace(LAN, spec=NetworkSpec(subnets=(Subnet(cidr="10.30.0.0/24"),)))
     with pytest.raises(Invalid):
         await gate.admit(other, LAN)
+
+
+async def test_a_network_names_the_machines_of_those_that_somebody_in_it_is_plugged_into_too(bench: Bench) -> None:
+    back = NetworkSpec(mode="isolated", subnets=(Subnet(cidr="10.30.0.0/24"),))
+    for thing in (LAN, Network(name="back", meta=Meta(uid="n-back"), spec=back)):
+        await put(bench, thing)
+    await put(bench, machine("db", PortSpec(network="back")))
+    await put(bench, machine("alone"))
+    assert fabric(bench).names == (), "nobody who asks there could reach it"
+    await put(bench, machine("web", LAN_PORT, PortSpec(network="back")))
+    db = port_in(bench, "n-back", "db")
+    assert fabric(bench).names == (("db", db.addresses[0]),)
+    assert [name for name, _ in fabric(bench, "n-back").names] == ["alone"]
+    await put(bench, machine("late", PortSpec(network="back", addresses=("10.30.0.77",))))
+    assert ("late", "10.30.0.77") in fabric(bench).names, "it learns of what changes in the other network"
+
+
+def port_in(bench: Bench, uid: str, name: str) -> Any:
+    return next(it for it in fabric(bench, uid).ports if it.machine == name)
+
+
+async def test_whoever_wants_into_a_machine_that_waits_for_a_network_is_told_so(bench: Bench) -> None:
+    waiting = await bench.put(machine())
+    with pytest.raises(Conflict) as caught:
+        await bench.custody.guest(waiting)
+    assert caught.value.why == 'it is pending: machine "web" did not start: network "lan" does not exist'
+    assert caught.value.fix == "roost network create lan"

@@ -16,6 +16,7 @@ from roost.control.warmth import SETTLE_SECONDS, Cold
 from roost.errors import CommandFailed, Conflict, Unavailable
 from roost.model.machine import MachineStatus
 from roost.model.meta import GiB, MiB
+from roost.model.network import PortSpec
 from roost.storage.layers import Base
 from roost.testing.hypervisor import FakeAgent
 from tests.control_plane import MANIFEST, WEB
@@ -125,6 +126,14 @@ async def test_another_shape_boots_and_gets_a_template_of_its_own(host: Host, ch
     await host.passes(LATER_SECONDS)
     await host.passes(SETTLE_SECONDS)
     assert isinstance(await host.look(**changes), Checkpoint)
+
+
+@pytest.mark.parametrize("network", ["none", "user"])
+async def test_machines_with_ports_and_others_have_templates_beside_each_other(host: Host, network: str) -> None:
+    found = await host.template()
+    ports = {"network": network, "ports": (PortSpec(network="lan"),)}
+    other = await host.template(**ports)
+    assert await host.look() == found != other == await host.look(**ports)
 
 
 async def test_a_template_that_waits_its_turn_is_not_made_after_the_end(host: Host) -> None:

@@ -63,6 +63,7 @@ the first outcome again (header `Idempotency-Replayed: true`) and does nothing; 
     GET    /v1/networks/PROJECT/NAME/picture      who is plugged in, with addresses, rules and counters
     GET    /v1/networks/PROJECT/NAME/trace?from=M&to=M|ADDRESS&port=N&protocol=tcp|udp|icmp     which rule, route or link decides
     GET    /v1/networks/PROJECT/NAME/capture?machine=M&port=NAME&frames=N     application/vnd.tcpdump.pcap: what passes a port
+    GET    /v1/networks/PROJECT/NAME/flows?follow=true|false     application/x-ndjson: the flow log; follow: until it is off
     PUT    /v1/images/PROJECT/NAME/content        body: the disk's bytes, for an image with `spec.upload`; 200 OBJECT
     GET    /v1/images/PROJECT/NAME/content        the disk as stored (qcow2); its sha256 is `status.digest`; 409 when the image has none
 
@@ -165,7 +166,7 @@ class Api:
 
     async def _metrics(self, call: Call) -> Answer:
         self._gate.check_admin(call.principal)
-        return Answer(self.metrics.text(), content_type=CONTENT_TYPE)
+        return Answer(self.metrics.text(await self.services.networks.pictures()), content_type=CONTENT_TYPE)
 
     async def _openapi(self, call: Call) -> Answer:
         del call

@@ -51,6 +51,12 @@ class NetworkRoutes:
         )
         return Streamed(source, b"application/vnd.tcpdump.pcap")
 
+    async def flows(self, call: Call) -> Streamed:
+        """The connections that were allowed or refused, a line of JSON each."""
+        network = await self._network(call, "get")
+        lines = await self._services.networks.flows(network, follow=call.flag("follow"))
+        return Streamed(lines, b"application/x-ndjson", heartbeat=b"\n")
+
     async def _network(self, call: Call, verb: Verb) -> Network:
         found = await self._resources.read(call, _NETWORK, verb)
         assert isinstance(found, Network)

@@ -142,6 +142,9 @@ def network_routes(networks: NetworkRoutes) -> list[Route]:
     return [
         route("picture", "get", networks.picture),
         route("trace", "get", networks.trace, *traced),
+        route("flows", "get", networks.flows, Query("follow", "true: what comes, too, until the log is off"))._replace(
+            gives="application/x-ndjson"
+        ),
         route("capture", "exec", networks.capture, *captured)._replace(gives="application/vnd.tcpdump.pcap"),
     ]
 

@@ -77,6 +77,14 @@ class Networks(Protocol):
         """What passes a machine's port (the first of this network for ""), as a pcap file. Raises NotFound."""
         ...
 
+    async def flows(self, network: Network, *, follow: bool) -> AsyncIterator[bytes]:
+        """The flow log, as lines of JSON: network.flows.Flow. Raises Conflict when none is kept."""
+        ...
+
+    async def pictures(self) -> Sequence[Mapping[str, Any]]:
+        """Those of all networks that are ready, some seconds old: for who collects numbers."""
+        ...
+
 
 class Gauge(Protocol):
     """A number read when somebody asks for `/metrics`."""

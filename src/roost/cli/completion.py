@@ -111,7 +111,10 @@ _MACHINE = {
     "snapshot", "snapshots",
 }  # fmt: skip
 _OR_PROGRAM = {"show", "start", "stop", "restart", "delete", "logs", "events"}
-_WORDS = {"doctor": ["host", "jail", "storage", "java", "windows", "clr", "foreign"], "completion": list(SCRIPTS)}
+_WORDS = {
+    "doctor": ["host", "jail", "storage", "network", "java", "windows", "clr", "foreign"],
+    "completion": list(SCRIPTS),
+}
 
 
 def _names(context: Context, verb: str, rest: list[str]) -> list[str]:

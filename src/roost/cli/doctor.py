@@ -1,5 +1,6 @@
 """The verb doctor: what this host lacks, without a daemon; `doctor java|windows|clr|foreign` what programs of those platforms need.
 
+`doctor network` looks for what of this host is in the way of networks, and with `--fix` takes it out of the way.
 `doctor jail` tries to break out of a real jail, `doctor storage` reads every disk: both ask the daemon.
 """
 
@@ -17,6 +18,7 @@ from roost.cli.verbs import Command
 from roost.config import load
 from roost.errors import RoostError, Unavailable
 from roost.host import doctor, doctor_programs, packages
+from roost.host.doctor_network import Remedy
 
 PATIENCE = {"jail": 180.0, "storage": 6 * 3600.0}
 """Seconds that an examination may take: of disks, every byte is read."""
@@ -29,27 +31,62 @@ def _arguments(parser: ArgumentParser) -> None:
         "area",
         metavar="AREA",
         nargs="?",
-        choices=("host", "jail", "storage", *doctor_programs.RUNTIMES),
+        choices=("host", "jail", "network", "storage", *doctor_programs.RUNTIMES),
         default="host",
-        help=f"host (default), jail, storage, {', '.join(doctor_programs.RUNTIMES)}",
+        help=f"host (default), jail, network, storage, {', '.join(doctor_programs.RUNTIMES)}",
     )
-    parser.add_argument("--fix", action="store_true", help="install the packages that are missing (asks first)")
+    parser.add_argument(
+        "--fix", action="store_true", help="install what is missing, and let networks through (asks first)"
+    )
 
 
 def _doctor(context: Output, given: Namespace) -> int:
     if given.area in PATIENCE:
         return _with_daemon(given)
-    findings = _examine(given.area)
-    if given.fix and _fix(context, findings):
-        findings = _examine(given.area)
+    findings = _network(context, fix=given.fix) if given.area == "network" else _programs(context, given)
     _show(context, findings)
-    able = "machines" if given.area == "host" else f"programs of the area {given.area}"
+    able = {"host": "machines", "network": "networks"}.get(given.area, f"programs of the area {given.area}")
     if doctor.lacking(findings):
         missing = [finding for finding in findings if finding.state == "missing"]
         names = ", ".join(finding.name for finding in missing)
         raise Unavailable(f"this host can not run {able} yet", f"missing: {names}", missing[0].fix)
     context.say(f"this host can run {able}")
     return 0
+
+
+def _programs(context: Output, given: Namespace) -> list[doctor.Finding]:
+    findings = _examine(given.area)
+    return _examine(given.area) if given.fix and _fix(context, findings) else findings
+
+
+def _network(context: Output, *, fix: bool) -> list[doctor.Finding]:
+    """What is in the way of networks, after it was put right where that is wished."""
+    from roost.host import doctor_network, doctor_network_facts  # here, because what talks to the kernel is big
+
+    judged = doctor_network.judge(doctor_network_facts.look(load()))
+    if fix:
+        _fix(context, [each.finding for each in judged])
+        remedies = [each.remedy for each in judged if each.remedy is not None]
+        if remedies:
+            _change(context, remedies)
+        judged = doctor_network.judge(doctor_network_facts.look(load()))
+    return [each.finding for each in judged]
+
+
+def _change(context: Output, remedies: list[Remedy]) -> None:
+    """Change the host, after asking. What can not be done is told, and does not keep from the rest."""
+    from roost.host import doctor_network_fix
+
+    lines = "; ".join(remedy.line for remedy in remedies)
+    if os.geteuid() != 0:
+        raise Unavailable("the host was not changed", f"only root may: {lines}", "sudo roost doctor network --fix")
+    context.confirm(f"change this host: {lines}?")
+    for remedy in remedies:
+        try:
+            for done in doctor_network_fix.apply(remedy):
+                context.say(done)
+        except RoostError as error:
+            context.warn(f"{error.what}: {error.why}")
 
 
 def _examine(area: str) -> list[doctor.Finding]:
@@ -86,7 +123,7 @@ def _print(finding: doctor.Finding) -> None:
     state = render.paint(f"{finding.state:<8}", _COLOURS[finding.state], sys.stdout)
     print(f"{state} {finding.name:<20} {render.clean(finding.detail)}")
     if finding.fix:
-        print(f"{'':8} {'':20} fix: {finding.fix}")
+        print(f"{'':8} {'':20} fix: {render.clean(finding.fix)}")
 
 
 def _fix(context: Output, findings: list[doctor.Finding]) -> bool:
@@ -162,7 +199,7 @@ COMMANDS = {
     "doctor": Command(
         _arguments,
         _doctor,
-        "roost doctor\nroost doctor --fix\nroost doctor java --fix\nroost doctor jail\nroost doctor storage",
+        "roost doctor\nroost doctor --fix\nroost doctor java --fix\nroost doctor jail\nroost doctor network --fix\nroost doctor storage",
         local=True,
     )
 }

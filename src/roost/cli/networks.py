@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
-from roost.cli import render
+from roost.cli import networktext, render
 from roost.cli.context import Context
 from roost.cli.delete import delete
 from roost.cli.launch import publish
@@ -18,7 +20,10 @@ from roost.cli.render import show
 from roost.cli.verbs import Command
 from roost.client.blocking.networks import Networks
 from roost.client.protocol import path
-from roost.errors import Invalid, NotFound
+from roost.errors import BY_CODE, Invalid, NotFound, RoostError, Unavailable
+from roost.model.codec import plain
+from roost.model.meta import NAME, Trouble
+from roost.model.network import Network
 
 Add: TypeAlias = Callable[[str, str], ArgumentParser]
 PROTOCOLS = ("any", "tcp", "udp", "icmp")
@@ -70,12 +75,20 @@ def _plug_arguments(add: Add) -> None:
 
 def _look_arguments(add: Add) -> None:
     traced = add("trace", "say which rule, route or link decides")
-    traced.add_argument("source", metavar="FROM", help="a machine")
+    traced.add_argument("source", metavar="FROM", help="a machine, an address, host (as by a published port), or world")
     traced.add_argument(
-        "target", metavar="TO[:PORT]", help="a machine or an address, and the port that is connected to"
+        "target",
+        metavar="TO[:PORT]",
+        help="a machine, an address or world, and the port; without one icmp is asked for",
     )
     traced.add_argument("--network", metavar="NAME", help="when the machine has several")
-    traced.add_argument("--protocol", choices=PROTOCOLS[1:], default="tcp", help="default tcp")
+    traced.add_argument("--protocol", choices=PROTOCOLS[1:], help="default tcp")
+    flows = add("flows", "show the flow log: connections that were allowed or refused")
+    flows.add_argument("name", metavar="NAME")
+    flows.add_argument("-f", "--follow", action="store_true", help="also what comes")
+    switch = flows.add_mutually_exclusive_group()
+    switch.add_argument("--on", action="store_true", help="begin to keep one")
+    switch.add_argument("--off", action="store_true", help="keep none")
     captured = add("capture", "write what passes a machine's port into a pcap file")
     captured.add_argument("machine", metavar="MACHINE")
     captured.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: standard output")
@@ -96,7 +109,7 @@ def _deleted(parser: ArgumentParser) -> None:
 def _network(context: Context, given: Namespace) -> int:
     acts = {
         "create": _create_network, "list": _list, "show": _show_network, "delete": _delete, "attach": _attach,
-        "detach": _detach, "trace": _trace, "capture": _capture,
+        "detach": _detach, "trace": _trace, "flows": _flows, "capture": _capture,
     }  # fmt: skip
     given.kind = "network"
     return acts[given.action](context, given)
@@ -106,7 +119,34 @@ def _create_network(context: Context, given: Namespace) -> int:
     spec: dict[str, Any] = {name: getattr(given, name) for name in ("mode", "domain", "mtu", "interface", "vlan")}
     spec |= {"flow_log": given.flow_log or None, "resolvers": given.resolver}
     spec["subnets"] = [{"cidr": cidr} for cidr in given.subnet or ()] or None
-    return _make(context, "network", given.name, spec, f"next: roost launch tiny --network {given.name}")
+    wish = {field: value for field, value in spec.items() if value is not None}
+    networks = Networks(context.session, context.project)
+    networks.create(given.name, wish)
+    context.goes_on = f"network {given.name} is made; see it: roost network show {given.name}"
+    settled = _settled(networks, given.name)
+    if settled.status.error is not None:
+        raise _trouble(given.name, settled.status.error)
+    said = f"network {given.name} is made; next: roost launch tiny --network {given.name}"
+    _tell(context, "network", plain(settled), said)
+    return 0
+
+
+def _settled(networks: Networks, name: str) -> Network:
+    """The network as soon as it is ready, or failed. Raises NotFound when somebody deletes it meanwhile."""
+    for change in networks.changes():
+        found = change.value
+        if found is not None and found.name == name and found.status.phase in ("ready", "failed"):
+            return found
+        if found is None and change.name == name:
+            break
+    raise NotFound(f'network "{name}" was deleted meanwhile', fix=f"roost network create {name}")
+
+
+def _trouble(name: str, trouble: Trouble) -> RoostError:
+    kind = BY_CODE.get(trouble.code, Unavailable)
+    why, _, _ = (trouble.why or trouble.what).partition("\n  fix: ")
+    what = f'network "{name}" does not work (it is tried again by itself)'
+    return kind(what, why.replace("\n  why: ", ": "), trouble.fix or f"roost network delete {name}")
 
 
 def _show_network(context: Context, given: Namespace) -> int:
@@ -114,51 +154,12 @@ def _show_network(context: Context, given: Namespace) -> int:
     if context.output in ("json", "yaml", "name"):
         show(found, context.output, TABLES["network"])
         return 0
-    for line in tree(found):
+    for line in networktext.tree(found):
         print(render.clean(line))
+    trouble = Networks(context.session, context.project).get(given.name).status.error
+    if trouble is not None:
+        context.warn(str(_trouble(given.name, trouble)))
     return 0
-
-
-def tree(found: dict[str, Any]) -> Iterator[str]:
-    """A network's picture as lines: the network, its subnets, and a branch for every port."""
-    door = {
-        "kernel": "through the host",
-        "pasta": "through sockets of the host",
-        "bridge": "bridged",
-        "none": "no way out",
-    }
-    out = door.get(found["door"], "no door yet")
-    yield f"{found['name']} ({found['mode']}, {found['phase']}; {out}; names end with .{found['domain']})"
-    for subnet in found["subnets"]:
-        yield f"│ {subnet['cidr']}, gateway {subnet['gateway']}"
-    branches = [*(_branch(found, port) for port in found["ports"])] or [["nobody is plugged in"]]
-    for number, branch in enumerate(branches, 1):
-        last = number == len(branches)
-        for index, text in enumerate(branch):
-            yield (("└─ " if last else "├─ ") if index == 0 else ("   " if last else "│  ")) + text
-    drops = ", ".join(f"{count} {reason}" for reason, count in found["drops"].items() if count)
-    if drops:
-        yield f"dropped: {drops}"
-    for rule, count in found["rules"].items():
-        yield f"rule {rule}: {count['packets']} packets, {render.size(count['bytes'])}"
-    for text in (*found["differs"], *found["warnings"]):
-        yield f"warning: {text}"
-
-
-def _branch(found: dict[str, Any], port: dict[str, Any]) -> list[str]:
-    state = "" if port["link"] and port["plugged"] else ", cable out" if not port["link"] else ", not plugged in"
-    name = port["machine"] if port["port"] == found["name"] else f"{port['machine']} ({port['port']})"
-    rules = f"rules {', '.join(port['rulesets'])}" if port["rulesets"] else "no rules: nothing passes"
-    lines = [f"{name}  {', '.join(port['addresses']) or 'no address'}  {port['mac']}{state}"]
-    passed = f"in {render.size(port['in_bytes'])}, out {render.size(port['out_bytes'])}"
-    lines.append(f"{rules}; {passed}, dropped {port['dropped_packets']}")
-    for entry in found["published"]:
-        if entry["target"] in port["addresses"]:
-            trouble = f": {entry['trouble']}" if entry["trouble"] else ""
-            lines.append(
-                f"{entry['address']}:{entry['host_port']}/{entry['protocol']} -> {entry['target_port']}{trouble}"
-            )
-    return lines
 
 
 def _attach(context: Context, given: Namespace) -> int:
@@ -178,16 +179,14 @@ def _detach(context: Context, given: Namespace) -> int:
 
 def _trace(context: Context, given: Namespace) -> int:
     target, port = split_target(given.target)
-    network = given.network or network_of(context, given.source)
-    found = Networks(context.session, context.project).trace(
-        network, given.source, target, port, protocol=given.protocol
-    )
+    network = given.network or network_between(context, given.source, target)
+    protocol = given.protocol or ("icmp" if port is None else "tcp")
+    found = Networks(context.session, context.project).trace(network, given.source, target, port, protocol=protocol)
     if context.output in ("json", "yaml", "name"):
         show({"name": network, **found}, context.output, TABLES["network"])
     else:
-        print(render.clean(f"{'passes' if found['passes'] else 'does not pass'}: {found['why']}"))
-        for step in found.get("steps", ()):
-            print(render.clean(f"  {step}"))
+        for line in networktext.verdict(f"{protocol} from {given.source} to {given.target}", found):
+            print(render.clean(line))
     return 0 if found["passes"] else 1
 
 
@@ -203,14 +202,49 @@ def split_target(word: str) -> tuple[str, int | None]:
 
 def network_of(context: Context, machine: str) -> str:
     """The network that a machine is plugged into. Raises NotFound, Invalid when there are several."""
+    return _the_one(machine, _networks_of(context, machine))
+
+
+def network_between(context: Context, source: str, target: str) -> str:
+    """The network in which `source` reaches `target`: machines, "world", addresses. Raises NotFound, Invalid when several are possible."""
+    if source in ("host", "world") or not NAME.fullmatch(source):
+        return network_of(context, target)
+    own = _networks_of(context, source)
+    if len(own) > 1 and NAME.fullmatch(target) and target not in ("host", "world"):
+        beside = _networks_of(context, target)
+        own = [name for name in own if name in beside] or own
+    return _the_one(source, own)
+
+
+def _networks_of(context: Context, machine: str) -> list[str]:
     found = context.session.call("GET", path("machines", context.project, machine))
-    names = list(dict.fromkeys(port["network"] for port in found["spec"]["ports"]))
+    names = list(dict.fromkeys(str(port["network"]) for port in found["spec"]["ports"]))
     if not names:
         fix = f"roost network attach NETWORK {machine}"
         raise NotFound(f'machine "{machine}" is plugged into no network', fix=fix)
+    return names
+
+
+def _the_one(machine: str, names: list[str]) -> str:
     if len(names) > 1:
-        raise Invalid("which network is not clear", f"{machine} has {', '.join(names)}", "say which: --network")
-    return str(names[0])
+        fix = f"say which: --network {names[0]}"
+        raise Invalid("which network is not clear", f"{machine} is plugged into {', '.join(names)}", fix)
+    return names[0]
+
+
+def _flows(context: Context, given: Namespace) -> int:
+    if given.on or given.off:
+        context.session.call("PATCH", path("networks", context.project, given.name), {"spec": {"flow_log": given.on}})
+        fix = f"; see it: roost network flows {given.name} --follow" if given.on else ""
+        context.say(f"network {given.name} keeps {'a' if given.on else 'no'} flow log{fix}")
+        return 0
+    with suppress(KeyboardInterrupt):
+        for flow in Networks(context.session, context.project).flows(given.name, follow=given.follow):
+            print(
+                json.dumps(flow) if context.output == "json" else render.clean(networktext.flow_line(flow)),
+                flush=given.follow,
+            )
+    return 0
 
 
 def _capture(context: Context, given: Namespace) -> int:
@@ -300,7 +334,8 @@ def _create_ruleset(context: Context, given: Namespace) -> int:
 def _set_ruleset(context: Context, given: Namespace) -> int:
     body = {"spec": {"rules": given.rules}}
     changed = context.session.call("PATCH", path("rulesets", context.project, given.name), body)
-    _tell(context, "ruleset", changed, f"ruleset {given.name} has {len(given.rules)} rules")
+    count = "1 rule" if len(given.rules) == 1 else f"{len(given.rules) or 'no'} rules"
+    _tell(context, "ruleset", changed, f"ruleset {given.name} has {count}")
     return 0
 
 
@@ -332,7 +367,14 @@ def _create_forward(context: Context, given: Namespace) -> int:
         "machine": given.machine, "host_port": place["host_port"], "guest_port": place["guest_port"],
         "protocol": place["protocol"], "address": place.get("host_ip"), "port": given.port or None,
     }  # fmt: skip
-    return _make(context, "forward", name, spec, f"see it: roost forward list; delete it: roost forward delete {name}")
+    _make(context, "forward", name, spec, f"see it: roost forward list; delete it: roost forward delete {name}")
+    try:
+        context.session.call("GET", path("machines", context.project, given.machine))
+    except NotFound:
+        context.warn(
+            f'there is no machine "{given.machine}" in project "{context.project}" yet: the forward waits for it'
+        )
+    return 0
 
 
 # ------------------------------------------------------------------ shared

@@ -32,6 +32,8 @@ def _is_running(machine: Machine) -> bool:
             status.exit or "it was stopped meanwhile",
             f"roost start {machine.name}",
         )
+    if status.phase == "pending" and status.error is not None and status.generation >= machine.meta.generation:
+        raise failed(machine)
     return settled and status.phase == "running" and status.agent != "none"
 
 

@@ -109,7 +109,8 @@ class Addresses:
             if chosen is None:
                 what = f'network "{network.name}" has no free address'
                 why = f"of {', '.join(subnet.cidr for subnet in subnets)} all are taken, or were until a moment ago"
-                raise Unavailable(what, why, f"give it another subnet: roost edit network {network.name}")
+                fix = "make one with more, and attach machines to that: roost network create NAME --subnet CIDR"
+                raise Unavailable(what, why, fix)
             address, subnet = chosen
             if await self._take(network, holder, address, known.get(str(address))):
                 return f"{address}/{ip_network(subnet.cidr).prefixlen}"

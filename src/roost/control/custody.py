@@ -58,8 +58,7 @@ class Custody:
         """The running guest of a machine. Raises Conflict when it does not run."""
         held = await self.looked(machine)
         if held.guest is None:
-            what = f'machine "{machine.name}" is not running'
-            raise Conflict(what, why=f"it is {machine.status.phase}", fix=f"roost start {machine.name}")
+            raise _not_running(machine)
         return held.guest
 
     async def looked(self, machine: Machine) -> Held:
@@ -179,3 +178,13 @@ class Custody:
             held.agent = kind
             held.mark("agent", self._clock.now())
             self._wake(held.key)
+
+
+def _not_running(machine: Machine) -> Conflict:
+    """Whatever it waits for, or failed by, is why."""
+    status, trouble = machine.status, machine.status.error
+    more = f"{trouble.what}: {trouble.why}" if trouble is not None else status.progress
+    fix = trouble.fix if trouble is not None and trouble.fix else f"roost start {machine.name}"
+    return Conflict(
+        f'machine "{machine.name}" is not running', f"it is {status.phase}" + (f": {more}" if more else ""), fix
+    )

@@ -61,11 +61,12 @@ class Forwards:
         port = port_of(machine, forward.spec.port) if machine is not None else None
         if port is None or not port.addresses:
             return ForwardStatus(phase="waiting")
-        known = self._networks.unpublished.get(forward_key(forward))
-        if known:
-            return _failed(forward, known)
+        unpublished, own = self._networks.unpublished, forward_key(forward)
+        trouble = unpublished.get(own)
+        if trouble is not None:
+            return _failed(forward, f"{trouble.what}: {trouble.why}", trouble.fix)
         target = f"{target_of(port, forward.spec.address)}:{forward.spec.guest_port}"
-        return ForwardStatus(phase="pending" if known is None else "active", target=target)
+        return ForwardStatus(phase="active" if own in unpublished else "pending", target=target)
 
     async def _machine(self, forward: Forward) -> Machine | None:
         try:
@@ -74,6 +75,6 @@ class Forwards:
             return None
 
 
-def _failed(forward: Forward, why: str) -> ForwardStatus:
-    what, fix = f'forward "{forward.name}" leads nowhere', "choose another port of the host"
+def _failed(forward: Forward, why: str, fix: str = "choose another port of the host") -> ForwardStatus:
+    what = f'forward "{forward.name}" leads nowhere'
     return ForwardStatus(phase="failed", error=Trouble(what=what, why=why, fix=fix, code="conflict"))

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Literal, TypeAlias
 
 from roost.control.origins import Origin
+from roost.control.ports import Waits
 from roost.control.warmth import Cold
 from roost.hypervisor.base import Exit, Guest
 from roost.model.machine import Timing
@@ -38,7 +39,7 @@ class Held:
         self.acting = asyncio.Lock()
         self.recovered = False
         self.wired = False
-        self.waits_for = ""
+        self.waits_for = Waits()
         self.trouble: Trouble | None = None
         self.waiter: asyncio.Task[Any] | None = None
         self.listener: asyncio.Task[Any] | None = None

@@ -93,6 +93,7 @@ def traits_of(launch: Launch, image: str, shape: str) -> Traits:
         network=launch.network != "none" or any(card.slot == 0 for card in launch.cards),
         seed=launch.seed is not None,
         tpm=launch.tpm,
+        ports=tuple(sorted(card.slot for card in launch.cards)),
         shape=shape,
     )
 

@@ -164,7 +164,7 @@ class Machines:
         if held.guest is not None and wired:
             return {}
         held.waits_for = await self._world.ports.missing(machine, held.key)
-        return {"networks": not held.waits_for, "wired": wired}
+        return {"networks": not held.waits_for.text, "wired": wired}
 
     def _hold_place(self, machine: Machine, traits: Traits, guest: Guest) -> None:
         """An adopted guest keeps its place in the host's memory."""

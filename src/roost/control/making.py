@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,11 +16,12 @@ from roost.control.events import now
 from roost.control.plan import ALIVE
 from roost.control.reservations import Reservations
 from roost.control.warmth import SETTLE_SECONDS, WINDOW, settled
-from roost.errors import NotStarted
+from roost.errors import NotStarted, RoostError
 from roost.host import failpoints, files
 from roost.host.clock import Clock
 from roost.host.paths import MachineFiles, Paths
-from roost.hypervisor.base import Agent, Exit, Guest, Hypervisor, Launch, Overlay, Saved
+from roost.hypervisor.base import Agent, Card, Exit, Guest, Hypervisor, Launch, Overlay, Saved
+from roost.hypervisor.plan import mac_address
 from roost.hypervisor.saved import release
 from roost.log import get, spawn_task
 from roost.model.machine import Traits
@@ -65,7 +68,7 @@ class Order(NamedTuple):
 
 
 class Workshop(NamedTuple):
-    """What the making acts upon. `cpu_seconds` tells what a process has used by now."""
+    """What the making acts upon. `cpu_seconds` tells what a process has used by now; `loose` makes a tap that leads nowhere."""
 
     hypervisor: Hypervisor
     layers: Layers
@@ -73,6 +76,7 @@ class Workshop(NamedTuple):
     clock: Clock
     reservations: Reservations
     cpu_seconds: Callable[[int], float]
+    loose: Callable[[], Awaitable[int]]
 
 
 class _Hidden:
@@ -126,7 +130,9 @@ class Maker:
             directory.mkdir(parents=True, mode=0o700)
         if order.launch.disks:
             await self._world.layers.create_disk(Base(image=order.traits.image), hidden.files)
-        hidden.guest = guest = await self._world.hypervisor.start(_anonymous(order.launch, hidden))
+        async with self._cards(order.launch, hidden) as cards:
+            hidden.guest = await self._world.hypervisor.start(_anonymous(order.launch, hidden, cards))
+        guest = hidden.guest
         await failpoints.reach("warm.started")
         await guest.resume()
         agent = await _answer(guest)
@@ -135,6 +141,25 @@ class Maker:
         await self._settle(guest)
         await _seal(agent)
         await failpoints.reach("warm.sealed")
+
+    @asynccontextmanager
+    async def _cards(self, launch: Launch, hidden: _Hidden) -> AsyncIterator[tuple[Card, ...]]:
+        """The cards of its ports, each on a tap: what a guest leaves to its card at boot it leaves to it for life, through every fork, and only
+        a tap takes checksums and segmentation. Where a host makes no tap they are on none. The taps are ours until the context ends."""
+        cards: list[Card] = []
+        try:
+            for card in launch.cards:
+                mac = card.mac if card.slot else mac_address(hidden.uid)
+                try:
+                    cards.append(Card(card.slot, mac, await self._world.loose()))
+                except RoostError as error:
+                    get(__name__).warning("a template has a card without offloads", slot=card.slot, error=str(error))
+                    cards.append(Card(card.slot, mac))
+            yield tuple(cards)
+        finally:
+            for card in cards:
+                if card.tap is not None:
+                    os.close(card.tap)
 
     async def _settle(self, guest: Guest) -> None:
         samples = [self._world.cpu_seconds(guest.process.pid)]
@@ -190,17 +215,14 @@ class Maker:
         self._world.reservations.release(hidden.uid)
 
 
-def _anonymous(launch: Launch, hidden: _Hidden) -> Launch:
+def _anonymous(launch: Launch, hidden: _Hidden, cards: tuple[Card, ...]) -> Launch:
     """The same machine under an identity of its own, with no way in from outside."""
     where = hidden.files
     disks = tuple(disk._replace(file=where.disk) for disk in launch.disks)
-    network = "user" if any(card.slot == 0 for card in launch.cards) else launch.network
-    cards = tuple(card._replace(tap=None) for card in launch.cards if card.slot)
     return launch._replace(
         uid=hidden.uid,
         files=where,
         disks=disks,
-        network=network,
         cards=cards,
         publish=(),
         hostname="template",

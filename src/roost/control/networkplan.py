@@ -16,8 +16,8 @@ from roost.model.ruleset import RuleSet
 from roost.network.base import Attachment, Door, Published, Wanted
 from roost.network.subnets import filled
 
-MTU, VXLAN_OVERHEAD = 1500, 70
-"""Bytes of a packet, and what VXLAN over IPv6 adds to one (RFC 7348; 50 over IPv4)."""
+MTU, VXLAN_OVERHEAD = 1500, {4: 50, 6: 70}
+"""Bytes of a packet, and what VXLAN adds to one (RFC 7348) over each version of IP."""
 
 
 class Neighbours(NamedTuple):
@@ -52,7 +52,7 @@ def wanted(network: Network, beside: Neighbours, door: Door) -> Wanted:
         name=network.name,
         mode=spec.mode,
         subnets=status.subnets,
-        mtu=spec.mtu or (MTU - VXLAN_OVERHEAD if spec.vxlan is not None else MTU),
+        mtu=spec.mtu or MTU - (VXLAN_OVERHEAD[ip_address(spec.vxlan.local).version] if spec.vxlan is not None else 0),
         domain=domain_of(network),
         door=door,
         resolvers=spec.resolvers,
@@ -65,6 +65,7 @@ def wanted(network: Network, beside: Neighbours, door: Door) -> Wanted:
         underlay=tuple(beside.underlay),
         interface=spec.interface,
         vlan=spec.vlan,
+        names=tuple(_names(network, beside.machines)),
     )
 
 
@@ -107,6 +108,22 @@ def _attachments(network: Network, machines: Iterable[Machine]) -> Iterator[Atta
         for port in machine.status.ports:
             if port.network_uid == network.meta.uid:
                 yield _attachment(machine, port, specs.get(port.name))
+
+
+def _names(network: Network, machines: Sequence[Machine]) -> Iterator[tuple[str, str]]:
+    """Machines of the other networks that a machine here has a port of: whoever asks has one resolver, whichever of its networks it means."""
+    own = network.meta.uid
+    near = {port.network_uid for it in machines if is_plugged(it, own) for port in it.status.ports} - {own}
+    for machine in machines if near else ():
+        if not _has_address(machine, own):
+            for port in machine.status.ports:
+                yield from (
+                    (machine.name, str(ip_interface(it).ip)) for it in port.addresses if port.network_uid in near
+                )
+
+
+def _has_address(machine: Machine, uid: str) -> bool:
+    return any(port.network_uid == uid and port.addresses for port in machine.status.ports)
 
 
 def _attachment(machine: Machine, port: PortStatus, spec: PortSpec | None) -> Attachment:

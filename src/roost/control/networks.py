@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -28,7 +28,7 @@ from roost.model.forward import Forward
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Trouble
-from roost.model.network import Mode, Network, NetworkStatus, PortStatus
+from roost.model.network import Mode, Network, NetworkStatus, PortStatus, Subnet
 from roost.model.ruleset import RuleSet
 from roost.network import subnets
 from roost.network.base import Door, Fabrics, Seen, Wanted
@@ -87,8 +87,8 @@ class Networks:
         self._waiting: dict[str, set[str]] = {}
         self._known: dict[str, tuple[object, set[str], str]] = {}
         self._keys: dict[str, str] = {}
-        self.unpublished: dict[str, str] = {}
-        """Why something is not published, or "": by what networkplan calls it."""
+        self.unpublished: dict[str, Trouble | None] = {}
+        """Why something is not published, or None: by what networkplan calls it."""
         self.lost: set[str] = set()
         """The interfaces of running machines whose taps went with a namespace that had to be made anew."""
         means.fabrics.on_change(self._changed)
@@ -137,12 +137,16 @@ class Networks:
         return wanted(network, await self._beside(network), network.status.door or "none")
 
     async def look(self, network: Network) -> Seen:
-        """What is. Raises NotFound."""
+        """What is, but for what does not listen: that is in `unpublished`. Raises NotFound."""
         return await self._means.fabrics.look(network.meta.uid)
 
     async def capture(self, network: Network, interface: str) -> int:
         """A socket that hears all that passes a port, as a descriptor of the caller's. Raises NotFound."""
         return await self._means.fabrics.capture(network.meta.uid, interface)
+
+    def flows(self, network: Network, *, follow: bool) -> AsyncIterator[bytes]:
+        """The flow log, as lines of JSON. Raises NotFound."""
+        return self._means.fabrics.flows(network.meta.uid, follow=follow)
 
     # ------------------------------------------------------------------ towards ready
 
@@ -167,10 +171,14 @@ class Networks:
             seen = await self._means.fabrics.ensure(wish)
         except RoostError as error:
             trouble = Trouble(
-                what=f'network "{network.name}" is not ready', why=str(error), fix=error.fix, code=error.code
+                what=f'network "{network.name}" is not ready',
+                why=f"{error.what}: {error.why}" if error.why else error.what,
+                fix=error.fix,
+                code=error.code,
             )
             if await self._show(key, phase="failed", error=trouble, generation=network.meta.generation):
                 await self._recorder.record(network, "Failed", f"{trouble.what}: {trouble.why}", level="error")
+                self._wake_waiting(key)
             raise
         await failpoints.reach("network.ensured")
         self._note_published(wish, seen)
@@ -181,13 +189,16 @@ class Networks:
             await self._recorder.record(network, "Ready", f"the network is ready ({_ranges(network)})")
         for repaired in seen.differs if network.status.phase == "ready" else ():
             get(__name__).info("network repaired", what=repaired)
+        self._wake_waiting(key)
+        return seen
+
+    def _wake_waiting(self, key: str) -> None:
         for machine in self._waiting.pop(key, set()):
             self._means.wake(machine)
-        return seen
 
     async def _resolve(self, key: str, network: Network) -> Network:
         """With subnets, a door, and the addresses of its ends: chosen once, and kept from then on."""
-        if network.status.subnets and network.status.door:
+        if network.status.door and (network.status.subnets or network.spec.mode == "bridged"):
             return network
         async with self._choosing:
             door, warning = await self._means.door(network.spec.mode)
@@ -197,6 +208,8 @@ class Networks:
             chosen = network.spec.subnets
             if not chosen and network.spec.mode != "bridged":
                 chosen = subnets.choose(network.meta.uid, [*hosts, *taken])
+            if network.spec.mode == "routed":
+                _check_routes(network, [*hosts, *(it.cidr for other in others for it in _routed(other))])
             transfer: tuple[str, ...] = ()
             if door == "kernel":
                 ends = [address for it in others for address in it.status.transfer]
@@ -235,11 +248,12 @@ class Networks:
 
     def _note_published(self, wish: Wanted, seen: Seen) -> None:
         for entry in wish.published:
-            why = seen.unpublished.get(entry.key, "")
-            if self.unpublished.get(entry.key) != why:
-                self.unpublished[entry.key] = why
-                if entry.key.startswith("forwards/"):
-                    self._means.wake(entry.key)
+            error = seen.unpublished.get(entry.key)
+            trouble = Trouble(what=error.what, why=error.why, fix=error.fix, code=error.code) if error else None
+            is_news = entry.key not in self.unpublished or self.unpublished[entry.key] != trouble
+            self.unpublished[entry.key] = trouble
+            if is_news and entry.key.startswith("forwards/"):
+                self._means.wake(entry.key)
 
     def _note_lost(self, machines: Iterable[Machine], wish: Wanted, seen: Seen) -> None:
         """Machines that run without the taps that they are to have are woken to be plugged in again."""
@@ -302,7 +316,12 @@ class Networks:
         if entry.value is None and before[0] is not None:
             self._means.residents.forget(before[2])
         if before[0] != now[0]:
-            self._wake_all(before[1] | now[1])
+            self._wake_all(self._named_in(before[1] | now[1]))
+
+    def _named_in(self, networks: set[str]) -> set[str]:
+        """These, and those whose resolvers name the machines of these: some machine is in both."""
+        shared = (keys for _, keys, _ in self._known.values() if len(keys) > 1 and keys & networks)
+        return networks.union(*shared)
 
     def _see_ruleset(self, entry: Entry) -> None:
         self._wake_all(self._in_project(entry.key.split("/")[1]))
@@ -360,6 +379,23 @@ class RuleSets:
             return replace(now, status=replace(now.status, generation=now.meta.generation, ports=ports))
 
         await self._records.change(key, RuleSet, change)
+
+
+def _routed(network: Network) -> tuple[Subnet, ...]:
+    return network.status.subnets if network.spec.mode == "routed" else ()
+
+
+def _check_routes(network: Network, taken: Iterable[str]) -> None:
+    """Raises Conflict where a route to the network would take others' packets away from them, of the host or of a network."""
+    met = subnets.overlaps([it.cidr for it in network.spec.subnets], taken)
+    if met:
+        what, why = (
+            f'network "{network.name}" is not routed',
+            f"{met[0][0]} meets {met[0][1]}, which has a route already",
+        )
+        raise Conflict(
+            what, why, "make one with other addresses: roost network create NAME --mode routed --subnet CIDR"
+        )
 
 
 def _ranges(network: Network) -> str:

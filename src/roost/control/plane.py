@@ -313,7 +313,15 @@ class _Stands:
 
 
 async def _begin_warm(here: Here, engine: Engines, shared: _Shared, house: Housekeeping, stack: AsyncExitStack) -> Warm:
-    workshop = Workshop(engine.hypervisor, engine.layers, here.paths, here.clock, shared.places, processes.cpu_seconds)
+    workshop = Workshop(
+        engine.hypervisor,
+        engine.layers,
+        here.paths,
+        here.clock,
+        shared.places,
+        processes.cpu_seconds,
+        engine.fabrics.loose,
+    )
 
     def has_image(digest: str) -> bool:
         return engine.pool.find(digest) is not None

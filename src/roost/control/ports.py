@@ -18,6 +18,7 @@ from roost.errors import Conflict, NotFound, Unavailable
 from roost.hypervisor.base import SLOTS, Card, CardSetup, Guest
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
+from roost.model.meta import Trouble
 from roost.model.network import Network, PortSpec, PortStatus
 from roost.network import names
 
@@ -32,6 +33,13 @@ class Rewired(NamedTuple):
     stuck: tuple[str, ...]
 
 
+class Waits(NamedTuple):
+    """What a machine waits for, in words, "" for nothing; `error` where waiting alone will not do."""
+
+    text: str = ""
+    error: Trouble | None = None
+
+
 class Ports:
     """Plugs machines into networks."""
 
@@ -40,21 +48,27 @@ class Ports:
         self._networks = networks
         self._addresses = addresses
 
-    async def missing(self, machine: Machine, key: str) -> str:
-        """What the machine with this key waits for, and is woken for; "" when all of its networks are ready."""
+    async def missing(self, machine: Machine, key: str) -> Waits:
+        """What the machine with this key waits for, and is woken for, before its networks are ready."""
+        what = f'machine "{machine.name}" did not start'
         for port in machine.spec.ports:
             where = key_of(BY_NAME["network"], machine.project, port.network)
             self._networks.expect(where, key)  # before it is looked at: else its change may come in between
             try:
                 network = await self._records.network(where)
             except NotFound:
-                return f"waiting for network {port.network}, which does not exist yet"
+                why, fix = f'network "{port.network}" does not exist', f"roost network create {port.network}"
+                error = Trouble(what=what, why=why, fix=fix, code=NotFound.code)
+                return Waits(f"waiting for network {port.network}, which does not exist yet", error)
             if network.meta.deleting is not None:
-                return f"waiting for network {port.network}, which is being deleted"
+                return Waits(f"waiting for network {port.network}, which is being deleted")
             if network.status.phase != "ready":
-                why = f": {network.status.error.why}" if network.status.error is not None else ""
-                return f"waiting for network {port.network}{why}"
-        return ""
+                trouble = network.status.error
+                text = f"waiting for network {port.network}" + (f": {trouble.why}" if trouble is not None else "")
+                return Waits(
+                    text, replace(trouble, what=what, why=f"{trouble.what}: {trouble.why}") if trouble else None
+                )
+        return Waits()
 
     async def take(self, machine: Machine) -> tuple[PortStatus, ...]:
         """The machine's ports as they are to be at its next start. Raises NotFound (no such network), and what `Addresses.lease` raises."""
@@ -81,10 +95,10 @@ class Ports:
     def check_published(self, machine: Machine) -> None:
         """Raises Conflict when a port of the host that the machine publishes by its ports is somebody else's."""
         for entry in machine.spec.publish if machine.spec.network == "none" else ():
-            why = self._networks.unpublished.get(publish_key(machine, entry.host_port, entry.protocol))
-            if why:
+            trouble = self._networks.unpublished.get(publish_key(machine, entry.host_port, entry.protocol))
+            if trouble is not None:
                 what = f'machine "{machine.name}" did not start'
-                raise Conflict(what, why, "publish another port of the host: --publish")
+                raise Conflict(what, f"{trouble.what}: {trouble.why}", trouble.fix)
 
     async def settle(self, machine: Machine) -> None:
         """Return when the networks are as the machine's ports, in the store, say. Raises what `Networks.ensure` raises."""

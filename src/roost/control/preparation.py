@@ -33,6 +33,7 @@ async def prepare(paths: Paths, machine: Machine, manifest: Manifest) -> Prepare
     if document is None:
         return Prepared(None, publish)
     if not where.seed.exists():
+        where.seed.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write = partial(seed.write, uid=machine.meta.uid, hostname=machine.spec.hostname or machine.name)
         await asyncio.to_thread(write, where.seed, user_data=document)
     return Prepared(where.seed, publish)

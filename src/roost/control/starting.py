@@ -60,8 +60,9 @@ class Starting:
     # ------------------------------------------------------------------ what it is made from
 
     async def await_networks(self, key: str, machine: Machine, held: Held) -> None:
-        """Show what it waits for; that wakes the machine."""
-        await self._show(key, phase="pending", progress=held.waits_for, error=None, exit="")
+        """Show what it waits for, and why that may be for long: who waits for the machine is told, and it starts as soon as it can."""
+        text, error = held.waits_for
+        await self._show(key, phase="pending", progress=text, error=error, exit="", generation=machine.meta.generation)
 
     async def find_image(self, key: str, machine: Machine, held: Held) -> None:
         """Ask for the image."""

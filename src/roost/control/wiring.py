@@ -65,14 +65,15 @@ class Wiring:
         """The ports of which the guest has to be told."""
         known = {port.name: port for port in before.status.ports}
         news = {port.name for port in after.status.ports if _is_news(port, known.get(port.name))}
-        main = await self._world.ports.main(after)
-        return news | ({main} if main != await self._world.ports.main(before) else set())
+        mains = {await self._world.ports.main(it) for it in (before, after)}
+        return news | (mains if len(mains) > 1 else set())  # the way into the world moves from one to the other
 
     async def _write(self, key: str, machine: Machine, plan: Rewired, addresses: tuple[str, ...]) -> Machine:
         """Write the ports down; from now on a memory of the machine has its devices, which is what its shape says."""
         traits = machine.status.started_as
         if traits is not None and (plan.new or plan.gone or plan.stuck):
-            traits = replace(traits, shape=self._shape(machine, traits, plan))
+            slots = tuple(sorted(port.slot for port in plan.ports))
+            traits = replace(traits, shape=self._shape(machine, traits, plan), ports=slots)
         warnings = [text for text in machine.status.warnings if not text.startswith(STUCK.partition("{")[0])]
         warnings += [STUCK.format(name, machine.name) for name in plan.stuck]
         changes = {"ports": plan.ports, "addresses": addresses, "started_as": traits, "warnings": tuple(warnings)}
@@ -97,7 +98,7 @@ class Wiring:
             return
         base = setup_of(machine)
         try:
-            await (await guest.agent()).setup(Setup(base.hostname, base.machine_id, cards=cards))
+            await (await guest.agent()).setup(Setup(base.hostname, base.machine_id, cards=cards, plugged=True))
         except RoostError as error:
             await self._recorder.record(
                 machine, "NotTold", f"the guest was not told of its addresses: {error}", level="warning"

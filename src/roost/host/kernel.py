@@ -15,7 +15,7 @@ _holding = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock, a
 _holding.syscall.restype = ctypes.c_long
 
 # The same on every architecture: include/uapi/asm-generic/unistd.h, from 424 on.
-OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
+OPEN_TREE, MOVE_MOUNT, PIDFD_GETFD, MOUNT_SETATTR = 428, 429, 438, 442
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 _SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}

@@ -24,6 +24,7 @@ MOST_RATE = (1 << 32) - 1
 PROTOCOL = 82
 """The origin that our routes carry (rtnetlink(7): below 128 it is free), so that nobody's are taken for ours."""
 _PERMANENT, _NOPREFIXROUTE, _NODAD = 0x80, 0x200, 0x02
+_SELF = 0x02  # NTF_SELF
 _LINK_SCOPE, _HOST_SCOPE = 253, 254
 _TUNSETIFF, _TAP, _EXCLUSIVE, _NO_HEADER, _VNET_HEADER = 0x400454CA, 0x0002, 0x8000, 0x1000, 0x4000
 _TUN = "/dev/net/tun"
@@ -39,6 +40,16 @@ _WATCHED = (1, 3, 5, 7, 9, 11)
 _RULES_CHANGED = 7  # NFNLGRP_NFTABLES
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_LOG_SETTING, _REQUEST_ACK, _LOG_BUFFER = 4 << 8 | 1, 5, 1 << 20
+"""NFNL_SUBSYS_ULOG, NFULNL_MSG_CONFIG (include/uapi/linux/netfilter/nfnetlink_log.h)."""
+
+
+class Vxlan(NamedTuple):
+    """What a VXLAN link needs beyond a name (RFC 7348)."""
+
+    id: int
+    local: str
+    port: int
 
 
 class LinkFacts(NamedTuple):
@@ -51,6 +62,8 @@ class LinkFacts(NamedTuple):
     up: bool
     packets: tuple[int, int]
     bytes: tuple[int, int]
+    vxlan: Vxlan | None = None
+    master: str = ""
 
 
 class RouteFacts(NamedTuple):
@@ -61,14 +74,6 @@ class RouteFacts(NamedTuple):
     via: str
     source: str
     kind: str
-
-
-class Vxlan(NamedTuple):
-    """What a VXLAN link needs beyond a name (RFC 7348)."""
-
-    id: int
-    local: str
-    port: int
 
 
 class Links:
@@ -90,7 +95,8 @@ class Links:
         for message in self._door.get_links():
             name = message.get("ifname")
             self._names[message["index"]] = name
-            found[name] = _link(message)
+            master = message.get("master")
+            found[name] = _link(message)._replace(master=self._name(master) if master else "")
         return found
 
     def addresses(self) -> set[tuple[str, str]]:
@@ -137,22 +143,33 @@ class Links:
                 found[self._name(message["index"])] = int(parameters["rate"])
         return found
 
-    def make(self, name: str, kind: str, *, peer: tuple[str, int] = ("", -1), vxlan: Vxlan | None = None) -> None:
-        """A new link. `peer` are the name of a veth's other end, and a descriptor of the network namespace in which that is to be."""
+    def make(
+        self, name: str, kind: str, *, peer: tuple[str, int] = ("", -1), vxlan: Vxlan | None = None, home: int = -1
+    ) -> None:
+        """A new link. `peer` are the name of a veth's other end, and a descriptor of the network namespace in which that is to be. `home` is one
+        of the namespace in which a VXLAN is to be: its packets are this one's."""
         more: dict[str, Any] = {}
         if kind == "veth":
             more["peer"] = {"ifname": peer[0], "net_ns_fd": peer[1]} if peer[1] >= 0 else {"ifname": peer[0]}
         if vxlan is not None:
             more = {
                 "vxlan_id": vxlan.id, "vxlan_local" if "." in vxlan.local else "vxlan_local6": vxlan.local,
-                "vxlan_port": vxlan.port, "vxlan_learning": False,
+                "vxlan_port": vxlan.port, "vxlan_learning": False, **({"net_ns_fd": home} if home >= 0 else {}),
             }  # fmt: skip
         with _told(f"the link {name} ({kind}) was not made"):
-            self._door.link("add", ifname=name, kind=kind, **more)
+            try:
+                self._door.link("add", ifname=name, kind=kind, **more)
+            except NetlinkError as error:
+                if vxlan is None or error.code != errno.EEXIST:
+                    raise
+                why = f"another network of this host has the VXLAN {vxlan.id} at UDP port {vxlan.port}"
+                raise Conflict(f"the link {name} ({kind}) was not made", why, "give one of them another id") from None
 
-    def set(self, name: str, *, mtu: int = 0, mac: str = "", up: bool | None = None) -> None:
-        """Change what is given of a link."""
+    def set(self, name: str, *, mtu: int = 0, mac: str = "", up: bool | None = None, master: str = "") -> None:
+        """Change what is given of a link. `master` is the bridge that it becomes part of."""
         more: dict[str, Any] = {"mtu": mtu} if mtu else {}
+        if master:
+            more["master"] = _index(master)
         if mac:
             more["address"] = mac
         if up is not None:
@@ -209,12 +226,12 @@ class Links:
     def add_forwarding(self, interface: str, mac: str, to: str) -> None:
         """Frames of a VXLAN to `mac` go to the host `to`."""
         with _told(f"the way to {mac} was not made"):
-            self._door.fdb("replace", ifindex=_index(interface), lladdr=mac, dst=to, state=_PERMANENT)
+            self._door.fdb("replace", ifindex=_index(interface), lladdr=mac, dst=to, state=_PERMANENT, flags=_SELF)
 
     def remove_forwarding(self, interface: str, mac: str, to: str) -> None:
         """An entry that is gone is fine."""
         with _told(f"the way to {mac} was not removed"), contextlib.suppress(_Gone), _unless(errno.ENOENT):
-            self._door.fdb("del", ifindex=_index(interface), lladdr=mac, dst=to)
+            self._door.fdb("del", ifindex=_index(interface), lladdr=mac, dst=to, flags=_SELF)
 
     def limit(self, name: str, rate: int, burst: int, latency: int) -> None:
         """Bound what goes out through a link: bytes per second, bytes, microseconds. A rate of 0 takes the bound away."""
@@ -304,7 +321,13 @@ def _link(message: Any) -> LinkFacts:
     return LinkFacts(
         message["index"], kind, message.get("mtu"), message.get("address") or "", bool(message["flags"] & 1),
         (stats.get("rx_packets", 0), stats.get("tx_packets", 0)), (stats.get("rx_bytes", 0), stats.get("tx_bytes", 0)),
+        _vxlan(info.get("data")) if kind == "vxlan" else None,
     )  # fmt: skip
+
+
+def _vxlan(data: Any) -> Vxlan:
+    local = data.get("vxlan_local") or data.get("vxlan_local6") or ""
+    return Vxlan(data.get("vxlan_id"), local, data.get("vxlan_port"))
 
 
 def _route(message: Any, name: Any) -> RouteFacts:
@@ -367,6 +390,25 @@ def open_capture(name: str) -> int:
         if error.errno == errno.ENODEV:
             raise Conflict(what, "no machine is plugged in there") from None
         raise Unavailable(what, str(error.strerror), "see: roost doctor network") from None
+
+
+def open_flow_log(group: int) -> int:
+    """A netlink socket on which the kernel tells of packets that rules log to `group`, 96 bytes of each. Raises Unavailable."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER) as log:
+        log.bind((0, 0))
+        log.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LOG_BUFFER)
+        # Bind the group to this socket, and nobody else's; copy so much of a packet; tell after 0.1 s at the latest.
+        for kind, value in ((1, b"\1"), (2, struct.pack("!IBx", 96, 2)), (4, struct.pack("!I", 10))):
+            attribute = struct.pack("=HH", 4 + len(value), kind) + value
+            attribute += bytes(-len(attribute) % 4)
+            body = struct.pack("!BBH", 0, 0, group) + attribute
+            log.send(struct.pack("=IHHII", 16 + len(body), _LOG_SETTING, _REQUEST_ACK, 0, 0) + body)
+            log.settimeout(_SECONDS)
+            error = -struct.unpack_from("=i", log.recv(4096), 16)[0]
+            log.setblocking(False)
+            if error:
+                raise Unavailable("flows can not be logged", os.strerror(error), "see: roost doctor network")
+        return log.detach()
 
 
 def open_monitors() -> tuple[int, int]:

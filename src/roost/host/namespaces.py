@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from roost import guest
 from roost.errors import NotStarted, RoostError, Unavailable
-from roost.host import idmap, processes, system
+from roost.host import idmap, kernel, processes, system
 from roost.model.machine import Process
 
 _SECONDS = 10.0
 _SIOCGSKNS, _NS_GET_USERNS = 0x894C, 0xB701  # include/uapi/linux/sockios.h, nsfs.h
+_TUN, _TUNGETDEVNETNS = "/dev/net/tun", 0x54E3  # include/uapi/linux/if_tun.h
 _WHAT = "the network has no namespaces"
 
 
@@ -138,7 +139,7 @@ def of_socket(descriptor: int) -> Namespaces:
 
 
 def inhabited(known: tuple[int, int]) -> Namespaces | None:
-    """The namespaces with this identity, if a process of ours is still in them; None when they are gone."""
+    """The namespaces with this identity, if a process of ours is still in them or has a tap there; None when they are gone."""
     for pid in _pids():
         with contextlib.suppress(OSError):
             if os.stat(f"/proc/{pid}/ns/net").st_ino == known[1]:
@@ -146,7 +147,41 @@ def inhabited(known: tuple[int, int]) -> Namespaces | None:
                 if identity(found) == known:
                     return found
                 found.close()
-    return None
+    return next((found for pid in _pids() for found in _tapped(pid, known)), None)
+
+
+def _tapped(pid: int, known: tuple[int, int]) -> Iterator[Namespaces]:
+    """The namespaces, from a tap of them that the process has open: whose machine runs on keeps its network."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
+        taps = [int(name) for name in os.listdir(f"/proc/{pid}/fd") if _is_tap(f"/proc/{pid}/fd/{name}")]
+        if not taps:
+            return
+        pidfd = os.pidfd_open(pid)
+        closing.callback(os.close, pidfd)
+        for number in taps:
+            tap = kernel.syscall(kernel.PIDFD_GETFD, pidfd, number, 0)
+            closing.callback(os.close, tap)
+            found = of_tap(tap)
+            if identity(found) == known:
+                yield found
+                return
+            found.close()
+
+
+def _is_tap(path: str) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        return os.readlink(path) == _TUN
+    return False
+
+
+def of_tap(descriptor: int) -> Namespaces:
+    """The namespaces of a tap: they live as long as it does. Raises OSError (before Linux 5.2, or not ours)."""
+    net = fcntl.ioctl(descriptor, _TUNGETDEVNETNS)
+    try:
+        return Namespaces(fcntl.ioctl(net, _NS_GET_USERNS), net)
+    except BaseException:
+        os.close(net)
+        raise
 
 
 def _pids() -> Iterator[int]:

@@ -248,6 +248,11 @@ class NetworkFiles(NamedTuple):
         """Control socket of the metadata service, which is one for all networks."""
         return self.directory / "metadata.sock"
 
+    @property
+    def flows(self) -> Path:
+        """The flow log (lines of JSON); "flows.1" beside it is the part before."""
+        return self.directory / "flows"
+
     def process(self, name: str) -> Path:
         """What is needed to find one of its other processes again (JSON, replaced atomically)."""
         return self.directory / f"{name}.json"

@@ -113,7 +113,7 @@ def _setup_lines(setup: Setup) -> Iterator[str]:
     for key in setup.host_keys:
         yield f"host-key {key.kind} {b64encode(key.private.encode()).decode()} {key.public.strip()}"
     yield f"hostname {setup.hostname}"
-    yield from (f"card {' '.join(_card_words(card))}" for card in setup.cards)
+    yield from (f"{'plugged' if setup.plugged else 'card'} {' '.join(_card_words(card))}" for card in setup.cards)
     if setup.link:
         yield f"link {' '.join(setup.link)}"
     yield from (f"key {key.strip()}" for key in setup.ssh_keys)

@@ -77,8 +77,8 @@ class Card(NamedTuple):
     tap: int | None = None
 
 
-SLOTS = 8
-"""Places for cards that can be plugged in while the machine runs."""
+SLOTS = 4
+"""Places for cards that can be plugged in while the machine runs: as many as a machine may have ports. Each lengthens a boot by some 30 ms."""
 
 
 class Launch(NamedTuple):
@@ -188,7 +188,8 @@ class Setup(NamedTuple):
 
     `entropy` (32 to 64 bytes, or nothing) goes into the kernel's random number generator first of all. `host_keys` replace those
     that are there, and an SSH server that runs takes them. `link` gives the network card with the first MAC address the second. `cards`
-    are done every time, also for a machine id that was set up already.
+    are done every time, also for a machine id that was set up already; one that is not there is left to the guest's DHCP client, or, when
+    they were `plugged` in just now, waited for.
     """
 
     hostname: str
@@ -200,6 +201,7 @@ class Setup(NamedTuple):
     host_keys: Sequence[HostKey] = ()
     link: tuple[str, str] | None = None
     cards: Sequence[CardSetup] = ()
+    plugged: bool = False
 
 
 class Agent(Protocol):

@@ -67,10 +67,3 @@ async def set_link(monitor: Monitor, slots: Sequence[int], *, up: bool) -> None:
         for part in parts:
             with contextlib.suppress(NoSuchDevice):
                 await monitor.set_link(part, up=up)
-
-
-async def join(monitor: Monitor, cards: Sequence[Card]) -> None:
-    """Let the cards of a QEMU that was started for nobody lead somewhere: its hubs are joined with their taps."""
-    for card in cards:
-        if card.tap is not None:
-            await monitor.add_tap(card.tap, f"tap{card.slot}", card.slot)

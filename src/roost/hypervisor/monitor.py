@@ -248,12 +248,10 @@ class Monitor:
         answer = map(_fields, _items(await self._call("query-rx-filter")))
         return {_text(card, "name"): _text(card, "main-mac") for card in answer}
 
-    async def add_tap(self, tap: int, name: str, hub: int | None = None) -> None:
-        """Make a tap, by its descriptor, what cards can be plugged into, called `name`; or join it with a hub. Ours stays open."""
+    async def add_tap(self, tap: int, name: str) -> None:
+        """Make a tap, by its descriptor, what cards can be plugged into, called `name`. Ours stays open."""
         await self.get_fd(tap, "tap")
         await self._call("netdev_add", {"type": "tap", "id": name, "fd": "tap"})
-        if hub is not None:
-            await self._call("netdev_add", {"type": "hubport", "id": f"{name}-port", "hubid": hub, "netdev": name})
 
     async def remove_network(self, name: str) -> None:
         """Close what a card was plugged into. Raises NoSuchDevice."""

@@ -46,7 +46,7 @@ NETWORK_CABLE = "cable"
 HUB = 0
 """The hub of the card in slot 0; that of every other slot has its number."""
 _SLOTS_AT = 0x1D
-"""The place on the board of the ports that cards can be plugged into while it runs: eight functions of one device, free on every board."""
+"""The place on the board of the ports that cards can be plugged into while it runs: functions of one device, free on every board."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -198,24 +198,25 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
 def shape(launch: Launch, facts: HostFacts) -> str:
     """What a saved guest and the QEMU that takes it over must have in common: see `base.Hypervisor.shape`. Raises what `plan` raises.
 
-    It is the command line of such a machine with all that is its own left out. What the cards are plugged into does not
-    count. The kernel counts by its command line and the name of
+    It is the command line of such a machine with all that is its own left out, but whether
+    the card in slot 0 is a port. The kernel counts by its command line and the name of
     its directory, which is its image's digest.
     """
     emulator = _emulator(launch, facts)
     disks = tuple(disk._replace(file=Path(), below=()) for disk in launch.disks)
-    fixed = launch.network != "none" or any(card.slot == 0 for card in launch.cards)
+    # A guest that leaves work to its card can not go on where the card is on no tap ("saved image requires vnet_hdr").
+    tapped = any(card.slot == 0 for card in launch.cards)
     plain = launch._replace(
         uid=_NOBODY,
         files=MachineFiles(Path(), Path()),
         disks=disks,
         seed=launch.seed and Path(),
-        network="unplugged" if fixed else "none",
+        network="unplugged" if tapped or launch.network != "none" else "none",
         cards=tuple(Card(slot, _NO_MAC) for slot in sorted(card.slot for card in launch.cards) if slot),
         saved=None,
     )
     kernel = launch.direct.kernel.parent.name if launch.direct else ""
-    words = (emulator.version, kernel, *plan(plain, facts).argv)
+    words = (emulator.version, kernel, *(("tap",) if tapped else ()), *plan(plain, facts).argv)
     return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 

@@ -86,8 +86,6 @@ class Qemu:
 
     async def _start(self, launch: Launch, decided: Plan, undo: contextlib.AsyncExitStack) -> QemuGuest:
         spawned = await self._spares.take(launch, undo)
-        if spawned is not None:
-            await cards.join(spawned.reach.monitor, launch.cards)
         account = spawned.record.account if spawned else await asyncio.to_thread(self._reserve, launch.uid)
         try:
             async with Beside.started(self._network, self._facts, launch, account, undo) as beside:

@@ -36,7 +36,14 @@ sync
 """
 
 
+_MOMENTS = 30
+"""How often a card that was just plugged in is looked for, each 0.1 s."""
+
 _CARD = """\
+for moment in $(seq $7); do
+! cat /sys/class/net/*/address | grep -qixF "$1" || break
+sleep 0.1
+done
 for card in /sys/class/net/*; do
 [ -e "$card/device" ] && [ "$(cat "$card/address")" = "$1" ] || continue
 name=${card##*/}; ip link set "$name" down && ip addr flush dev "$name" && ip link set "$name" mtu "$2" up || return 0
@@ -78,8 +85,9 @@ def _card_lines(setup: Setup) -> Iterator[str]:
     if setup.cards:
         yield f"set_card() {{\n{_CARD}}}"
     for card in setup.cards:
+        moments = str(_MOMENTS if setup.plugged else 0)
         lists = (" ".join(words) for words in (card.addresses, card.gateways, card.resolvers))
-        yield f"set_card {' '.join(map(shlex.quote, (card.mac, str(card.mtu), *lists, card.domain)))}"
+        yield f"set_card {' '.join(map(shlex.quote, (card.mac, str(card.mtu), *lists, card.domain, moments)))}"
 
 
 def seal_script() -> str:

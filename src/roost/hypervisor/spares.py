@@ -135,8 +135,8 @@ class Spares:
             await self._drop(self._pools.pop(name))
 
     def _can_wait(self, launch: Launch) -> bool:
-        """What has files of its own from the start can not be kept for nobody."""
-        own = launch.firmware == "uefi" or launch.seed is not None or launch.tpm
+        """What has files of its own from the start can not be kept for nobody, nor what has cards on taps: those are of one network."""
+        own = launch.firmware == "uefi" or launch.seed is not None or launch.tpm or bool(launch.cards)
         return not own and (not launch.disks or (len(launch.disks) == 1 and self._blank is not None))
 
     async def _make_all(self) -> None:
@@ -190,7 +190,6 @@ class Spares:
             files=where,
             disks=tuple(disk._replace(file=where.disk) for disk in pool.launch.disks),
             network="none" if pool.launch.network == "none" else "unplugged",
-            cards=tuple(card._replace(tap=None) for card in pool.launch.cards),
             publish=(),
             hostname="",
             saved=saved and saved._replace(device=None, memory=pool.memory),

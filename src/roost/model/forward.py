@@ -27,9 +27,12 @@ class ForwardSpec(Struct, frozen=True, kw_only=True):
         if self.port and not NAME.fullmatch(self.port):
             yield Problem("port", f"{self.port[:80]!r} is not the name of a port")
         try:
-            ip_address(self.address)
+            multicast = ip_address(self.address).is_multicast
         except ValueError:
             yield Problem("address", f"{self.address[:80]!r} is not an IP address")
+            return
+        if multicast:
+            yield Problem("address", f"{self.address} is no address of a host")
 
 
 class ForwardStatus(Struct, frozen=True, kw_only=True):

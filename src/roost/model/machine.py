@@ -14,7 +14,7 @@ from roost.model.network import PortSpec, PortStatus
 
 Phase = Literal["pending", "preparing", "starting", "running", "paused", "stopping", "stopped", "crashed", "failed"]
 
-MOST_PORTS = 8
+MOST_PORTS = 4
 """Ports that a machine may have."""
 
 
@@ -187,7 +187,8 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 class Traits(Struct, frozen=True, kw_only=True):
-    """As what a machine was started: what one that goes on from its memory must have too. `shape` is the hypervisor's hash over all of it."""
+    """As what a machine was started: what one that goes on from its memory must have too. `ports` are the slots of the cards in private
+    networks, `shape` is the hypervisor's hash over all of it."""
 
     image: str
     arch: Arch
@@ -198,6 +199,7 @@ class Traits(Struct, frozen=True, kw_only=True):
     network: bool
     seed: bool
     tpm: bool
+    ports: tuple[int, ...] = ()
     shape: str = ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 from itertools import combinations
 from typing import Annotated, Literal, TypeAlias
 
@@ -17,6 +17,8 @@ Mode: TypeAlias = Literal["nat", "isolated", "routed", "bridged"]
 """nat: out through the host's address; isolated: no way out; routed: the host routes to its addresses, none is hidden; bridged: part of
 the network that an interface of the host is on. (The user-mode network of a single machine is `MachineSpec.network`.)"""
 
+_NOBODYS = (IPv4Network("0.0.0.0/8"), IPv4Network("192.0.0.0/24"))
+"""Of no host (RFC 6890); the doors of networks use some of the second."""
 _DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")
 MOST_SUBNETS = 8
@@ -50,6 +52,9 @@ class Subnet(Struct, frozen=True, kw_only=True):
             text = getattr(self, field)
             if text and not _is_inside(text, net):
                 yield Problem(field, f"{text!r} is not an address of {self.cidr}")
+                return
+        if self.first and self.last and int(ip_address(self.first)) > int(ip_address(self.last)):
+            yield Problem("last", f"{self.last} is before {self.first}")
 
 
 class VxlanPeer(Struct, frozen=True, kw_only=True):
@@ -126,10 +131,20 @@ class NetworkSpec(Struct, frozen=True, kw_only=True):
             yield Problem("subnets", "overlap each other")
         if self.domain and (len(self.domain) > 200 or not _DOMAIN.fullmatch(self.domain)):
             yield Problem("domain", f"{self.domain[:80]!r} is not a DNS domain in small letters")
+        yield from self._resolver_problems()
+        yield from self._mode_problems()
+
+    def _resolver_problems(self) -> Iterator[Problem]:
         for index, resolver in enumerate(self.resolvers):
             if not _is_address(resolver):
                 yield Problem(f"resolvers[{index}]", f"{resolver[:80]!r} is not an IP address")
-        yield from self._mode_problems()
+            elif not _is_of_a_host(resolver) or ip_address(resolver) in self._gateways():
+                yield Problem(f"resolvers[{index}]", f"{resolver} would be the network itself, or nobody")
+
+    def _gateways(self) -> set[IPv4Address | IPv6Address]:
+        nets = ((parse(subnet.cidr), subnet.gateway) for subnet in self.subnets)
+        chosen = (str(net[1]) if net is not None and not own else own for net, own in nets)
+        return {ip_address(text) for text in chosen if _is_address(text)}
 
     def _mode_problems(self) -> Iterator[Problem]:
         if self.mode == "bridged":
@@ -214,7 +229,9 @@ class PortSpec(Struct, frozen=True, kw_only=True):
         for field, text in (("network", self.network), ("name", self.title), *rulesets):
             if not NAME.fullmatch(text):
                 yield Problem(field, f"{text[:80]!r} is not a name")
-        if self.mac and (not _MAC.fullmatch(self.mac) or int(self.mac[1], 16) & 1):
+        if self.mac and (
+            not _MAC.fullmatch(self.mac) or int(self.mac[1], 16) & 1 or not int(self.mac.replace(":", ""), 16)
+        ):
             yield Problem("mac", f"{self.mac[:80]!r} is not the MAC address of one card, such as 52:54:00:12:34:56")
         for index, text in enumerate(self.addresses):
             if not _is_address(text):
@@ -253,6 +270,11 @@ def _is_address(text: str) -> bool:
         return False
 
 
+def _is_of_a_host(text: str) -> bool:
+    address = ip_address(text)
+    return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_reserved)
+
+
 def _is_inside(text: str, net: IPv4Network | IPv6Network) -> bool:
     if not _is_address(text):
         return False
@@ -262,5 +284,6 @@ def _is_inside(text: str, net: IPv4Network | IPv6Network) -> bool:
 
 
 def _is_usable(net: IPv4Network | IPv6Network) -> bool:
-    special = net.is_loopback or net.is_link_local or net.is_multicast or net.is_unspecified
+    special = net.is_loopback or net.is_link_local or net.is_multicast or net.is_unspecified or net.is_reserved
+    special = special or any(net.version == it.version and net.overlaps(it) for it in _NOBODYS)
     return not special and (net.prefixlen == 64 if net.version == 6 else 16 <= net.prefixlen <= 30)

@@ -11,12 +11,12 @@ from typing import Any
 
 from roost.errors import Conflict
 from roost.host import kernel, links
-from roost.host.links import LinkFacts, Links, RouteFacts
+from roost.host.links import LinkFacts, Links, RouteFacts, Vxlan
 from roost.network.base import Address, Forwarding, Link, Neighbour, Route, Sysctl, Tap
 from roost.network.requests import Item, Scene
 
 _TAP = "tap"
-_OURS = ("veth", "vxlan")
+_OURS = ("veth", "vxlan", "bridge")
 _PROC = Path("/proc/sys")
 
 
@@ -67,12 +67,14 @@ class Arrangement:
 
     def _link(self, differences: Differences, link: Link) -> None:
         found = self.facts.get(link.name)
-        if found is not None and found.kind != link.kind:
+        if found is not None and (found.kind, found.vxlan) != (link.kind, _vxlan(link)):
             differences.found(f"{link.name} was a {found.kind or 'foreign'} link", self._door.remove, link.name)
             found = None
         if found is None:
             differences.found(f"{link.name} was not there", make, self._door, link, self._outer)
-        elif (found.mtu, found.up) != (link.mtu, True) or (link.mac and found.mac != link.mac):
+        elif (found.mtu, found.up, found.master) != (link.mtu, True, link.master) or (
+            link.mac and found.mac != link.mac
+        ):
             differences.found(f"{link.name} was set otherwise", set_link, self._door, link)
 
     def _strange_links(self, differences: Differences) -> None:
@@ -83,7 +85,7 @@ class Arrangement:
 
     def _tap(self, differences: Differences, tap: Tap) -> None:
         found = self.facts[tap.interface]
-        if (found.mtu, found.mac, found.up) != (tap.mtu, tap.mac, tap.up):
+        if (found.mtu, found.mac, found.up, found.master) != (tap.mtu, tap.mac, tap.up, tap.master):
             differences.found(f"{tap.interface} was set otherwise", set_tap, self._door, tap)
         rate = self._rates.get(tap.interface, 0)
         wanted = min(tap.limit.egress, links.MOST_RATE) if tap.limit else 0
@@ -145,15 +147,31 @@ class Arrangement:
             differences.found(f"{missing[1]} was not at {missing[2]}", self._door.add_forwarding, *missing)
 
 
+def _vxlan(link: Link) -> Vxlan | None:
+    return Vxlan(link.id, link.local, link.port) if link.kind == "vxlan" else None
+
+
 def make(door: Links, link: Link, outer: int) -> None:
     """A new link, set and up; the outer end of a veth first, for then the inner one has a carrier at once."""
-    vxlan = links.Vxlan(link.id, link.local, link.port) if link.kind == "vxlan" else None
-    if link.kind != "loopback":
-        door.make(link.name, link.kind, peer=(link.peer, outer), vxlan=vxlan)
+    vxlan = _vxlan(link)
+    if vxlan is not None:
+        _make_tunnel(link.name, vxlan, outer)
+    elif link.kind != "loopback":
+        door.make(link.name, link.kind, peer=(link.peer, outer))
     if link.kind == "veth" and outer >= 0:
         with _inside(outer), Links() as out:
             out.set(link.peer, mtu=link.mtu, up=True)
     set_link(door, link)
+
+
+def _make_tunnel(name: str, vxlan: Vxlan, outer: int) -> None:
+    """Made by the host for this namespace: frames are in and out here, and their packets leave from, and come to, the host's own network."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with _inside(outer), Links() as out:
+            out.make(name, "vxlan", vxlan=vxlan, home=home)
+    finally:
+        os.close(home)
 
 
 @contextlib.contextmanager
@@ -162,15 +180,18 @@ def _inside(net: int) -> Iterator[None]:
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         kernel.setns(net, kernel.NEWNET)
-        yield
-        kernel.setns(home, kernel.NEWNET)
+        try:
+            yield
+        finally:
+            kernel.setns(home, kernel.NEWNET)
     finally:
         os.close(home)
 
 
 def set_link(door: Links, link: Link) -> None:
     """MTU, MAC, and up."""
-    door.set(link.name, mtu=link.mtu, mac=link.mac, up=True)
+    door.set(link.name, mtu=link.mtu, mac=link.mac, master=link.master)
+    door.set(link.name, up=True)
 
 
 def plug(door: Links, tap: Tap) -> int:
@@ -216,7 +237,8 @@ def belongings(tap: Tap) -> tuple[Address | Route | Neighbour, ...]:
 
 def set_tap(door: Links, tap: Tap) -> None:
     """MTU, MAC, and whether it is up."""
-    door.set(tap.interface, mtu=tap.mtu, mac=tap.mac, up=tap.up)
+    door.set(tap.interface, mtu=tap.mtu, mac=tap.mac, master=tap.master)
+    door.set(tap.interface, up=tap.up)
 
 
 def add(door: Links, item: Item, outer: int = -1) -> None:

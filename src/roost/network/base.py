@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from roost.errors import RoostError
 from roost.model.network import Mode, Subnet, Vxlan
 from roost.model.ruleset import RuleSetSpec
 
@@ -46,7 +47,8 @@ class Wanted(NamedTuple):
     """One network, everything resolved. `subnets` have their gateways filled in. `mtu` in bytes. `transfer` are the two IPv4 addresses and, with
     IPv6, the two IPv6 addresses between network and host (inside, outside, inside, outside) of the kernel's door. `underlay` are the host's own
     addresses, and those of the hosts beside it ("192.0.2.7" or "192.0.2.0/28"): guests do not reach them. `resolvers` are asked what the
-    network does not know; () for the host's. A rule set that a port names and `rulesets` has not (but "default") lets nothing pass."""
+    network does not know; () for the host's. A rule set that a port names and `rulesets` has not (but "default") lets nothing pass.
+    `names` are machines of other networks that somebody here is plugged into, too, each with an address; those of `ports` are known anyway."""
 
     uid: str
     project: str
@@ -66,20 +68,22 @@ class Wanted(NamedTuple):
     underlay: tuple[str, ...] = ()
     interface: str = ""
     vlan: int | None = None
+    names: tuple[tuple[str, str], ...] = ()
 
 
 class Link(NamedTuple):
-    """A network interface that is not a port's. `peer` is the other end of a veth, in the host's namespace. `id`, `local`, `port` are a
-    VXLAN's, which has no learning and no default destination."""
+    """A network interface that is not a port's. `peer` is the other end of a veth, in the host's namespace; `master` the bridge that it is part
+    of. `id`, `local`, `port` are a VXLAN's, which has no learning and no default destination."""
 
     name: str
-    kind: Literal["loopback", "veth", "vxlan"]
+    kind: Literal["loopback", "veth", "vxlan", "bridge"]
     mtu: int
     mac: str = ""
     peer: str = ""
     id: int = 0
     local: str = ""
     port: int = 0
+    master: str = ""
 
 
 class Address(NamedTuple):
@@ -147,6 +151,7 @@ class Tap(NamedTuple):
     neighbours: tuple[Neighbour, ...]
     sysctls: tuple[Sysctl, ...]
     limit: Limit | None = None
+    master: str = ""
 
 
 class Outside(NamedTuple):
@@ -177,7 +182,7 @@ class Set(NamedTuple):
 class Table(NamedTuple):
     """A table of nftables that is ours whole: `family` and `name`, named counters, sets, and chains."""
 
-    family: Literal["inet", "arp"]
+    family: Literal["inet", "arp", "bridge"]
     name: str
     counters: tuple[str, ...]
     sets: Mapping[str, Set]
@@ -268,7 +273,7 @@ class Seen(NamedTuple):
     drops: Mapping[str, int] = {}
     differs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    unpublished: Mapping[str, str] = {}
+    unpublished: Mapping[str, RoostError] = {}
 
 
 class Fabrics(Protocol):
@@ -284,6 +289,11 @@ class Fabrics(Protocol):
         owns it; the tap goes when it is closed. Raises NotFound for a port that is not wanted, Conflict for one that is plugged in."""
         ...
 
+    async def loose(self) -> int:
+        """A tap like those of `plug` that leads nowhere, in a namespace of its own, which goes with it. The caller owns the descriptor.
+        Raises Unavailable (this host makes none), NotStarted."""
+        ...
+
     async def remove(self, uid: str) -> None:
         """Nothing is left of the network. Idempotent."""
         ...
@@ -294,6 +304,10 @@ class Fabrics(Protocol):
 
     async def capture(self, uid: str, interface: str) -> int:
         """An AF_PACKET socket bound to the port's tap, as a descriptor that the caller owns. Raises NotFound."""
+        ...
+
+    def flows(self, uid: str, *, follow: bool) -> AsyncIterator[bytes]:
+        """The flow log, as lines of JSON (flows.Flow): what is kept, and, with `follow`, what comes until it is off. Raises NotFound."""
         ...
 
     async def host_routes(self) -> Sequence[str]:

@@ -7,22 +7,23 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import msgspec
 
 from roost import log
-from roost.errors import Conflict, NotFound
+from roost.errors import Conflict, NotFound, RoostError, Unavailable
 from roost.host import files
 from roost.host.failpoints import reach
 from roost.host.namespaces import Namespaces
 from roost.host.paths import Paths
 from roost.model.facts import HostFacts
 from roost.model.network import Mode
-from roost.network import nft, plan
+from roost.network import bridging, flows, names, nft, plan, ruleset
 from roost.network.base import Door, Fabric, PortCount, Seen, Wanted
+from roost.network.flows import FlowLog
 from roost.network.hostside import Applied, HostSide, read_applied
 from roost.network.monitor import Monitor, Notice, is_foreign
 from roost.network.place import Place
@@ -30,8 +31,10 @@ from roost.network.requests import (
     Answer,
     Arrange,
     Capture,
+    Flows,
     Forwards,
     Host,
+    Loose,
     Plug,
     Request,
     Scene,
@@ -60,7 +63,7 @@ class Served(Protocol):
     def warnings(self) -> tuple[str, ...]: ...
 
     @property
-    def unpublished(self) -> Mapping[str, Exception]: ...
+    def unpublished(self) -> Mapping[str, RoostError]: ...
 
 
 class Services(Protocol):
@@ -85,6 +88,7 @@ class _Network:
         self.wanted: Wanted | None = None
         self.fabric: Fabric | None = None
         self.monitor: Monitor | None = None
+        self.flows: FlowLog | None = None
         self.generation = -1
         self.digest = ""
         self.clean = False
@@ -114,8 +118,18 @@ class _Network:
         kept = {index: until for index, until in self.young.items() if until > now}
         self.young = {**kept, **dict.fromkeys(taps, now + _YOUNG)}
 
+    def whose(self, index: int) -> str:
+        """The machine whose port the link with this index is, or what else it leads to."""
+        name = next((name for name, number in self.indexes.items() if number == index), "")
+        ports = self.wanted.ports if self.wanted is not None else ()
+        places = {port.interface: port.machine for port in ports}
+        return {names.UPLINK: "world", names.TUNNEL: "tunnel", **places}.get(name, "")
+
     def forget(self) -> None:
         """What is known of a namespace that is no more."""
+        if self.flows is not None:
+            self.flows.close()
+        self.flows = None
         if self.monitor is not None:
             self.monitor.close()
         self.monitor, self.fabric, self.generation, self.digest, self.clean = None, None, -1, "", False
@@ -175,6 +189,7 @@ class NetworkFabric:
     async def ensure(self, wanted: Wanted) -> Seen:
         """Make or adopt the network, set right what differs. See base.Fabrics."""
         fabric = plan.fabric(wanted)
+        _check_rights(wanted)
         network = self._networks.setdefault(wanted.uid, _Network(wanted.uid))
         await self._host.watch()
         async with network.lock:
@@ -191,14 +206,16 @@ class NetworkFabric:
                 network.clean = False
                 raise
             network.wanted, network.fabric = wanted, fabric
+            warnings = await self._log_flows(network, wanted)
             await reach("network.arranged")
             served = None
-            if self._services is not None:
+            if self._services is not None and wanted.mode != "bridged":
                 served = await self._services.ensure(wanted, fabric, place.namespaces, place.account)
             await reach("network.served")
             await self._record(network, fabric)
             await reach("network.applied")
-        return _seen(wanted, answer, served)
+        seen = _seen(wanted, answer, served)
+        return seen._replace(warnings=(*seen.warnings, *warnings))
 
     async def plug(self, uid: str, interface: str) -> int:
         """A new tap of a port, as a descriptor. See base.Fabrics."""
@@ -218,6 +235,14 @@ class NetworkFabric:
                 raise
         return descriptor
 
+    async def loose(self) -> int:
+        """A tap that leads nowhere, as a descriptor. See base.Fabrics."""
+        try:
+            _, (descriptor,) = await self._ask(Loose())
+        except Conflict as error:
+            raise Unavailable(error.what, error.why, "see: roost doctor network") from None
+        return descriptor
+
     async def remove(self, uid: str) -> None:
         """Nothing is left of the network. Idempotent."""
         network = self._networks.setdefault(uid, _Network(uid))
@@ -225,10 +250,13 @@ class NetworkFabric:
             if self._services is not None:
                 await self._services.stop(uid)
             await reach("network.stopped")
-            await self._host.leave(uid)
-            await reach("network.shut")
             network.forget()
             place = network.place or await Place.find(self._paths.network(uid).holder)
+            if place is not None and await self._host.has_tunnel(uid):
+                # A namespace goes some time after its last process, and so long another network could not have the tunnel's id.
+                await self._ask(Arrange(scene=Scene(), rules=""), place.namespaces)
+            await self._host.leave(uid)
+            await reach("network.shut")
             network.place = None
             if place is not None:
                 await place.end()
@@ -246,7 +274,8 @@ class NetworkFabric:
                 raise NotFound(f"network {uid} is not there")
             request = Survey(scene=Scene.of(network.fabric), generation=network.generation)
             answer, _ = await self._ask(request, network.place.namespaces)
-            served = await self._services.look(uid) if self._services is not None else None
+            is_served = self._services is not None and network.wanted.mode != "bridged"
+            served = await self._services.look(uid) if self._services is not None and is_served else None
             seen = _seen(network.wanted, answer, served)
         if network.place.is_alive:
             return seen
@@ -262,6 +291,30 @@ class NetworkFabric:
         except Conflict as error:
             raise NotFound(error.what, error.why) from None
         return descriptor
+
+    async def flows(self, uid: str, *, follow: bool) -> AsyncIterator[bytes]:
+        """The flow log, as lines of JSON (flows.Flow). See base.Fabrics."""
+        network = self._known(uid)
+        if follow and network.flows is not None:
+            async for lines in network.flows.follow():
+                yield lines
+        else:
+            yield flows.kept(self._paths.network(uid).flows)
+
+    async def _log_flows(self, network: _Network, wanted: Wanted) -> tuple[str, ...]:
+        """Read the flow log where one is wanted, and only there; what keeps us from it is worth a warning."""
+        assert network.place is not None
+        if not wanted.flow_log:
+            if network.flows is not None:
+                network.flows.close()
+                network.flows = None
+        elif network.flows is None:
+            try:
+                _, (descriptor,) = await self._ask(Flows(group=ruleset.FLOW_GROUP), network.place.namespaces)
+            except (Unavailable, Conflict) as error:
+                return (f"no flow log: {error.why}",)
+            network.flows = FlowLog(descriptor, self._paths.network(network.uid).flows, network.whose)
+        return ()
 
     def _known(self, uid: str) -> _Network:
         network = self._networks.get(uid)
@@ -314,7 +367,8 @@ class NetworkFabric:
             answer, _ = await self._ask(request, network.place.namespaces)
         network.generation, network.digest = answer.generation, _digest(fabric)
         network.indexes.update(answer.indexes)
-        if wanted.door == "kernel" and (before is None or before.outside != fabric.outside):
+        is_same = before is not None and (before.outside, before.links) == (fabric.outside, fabric.links)
+        if wanted.door in ("kernel", "bridge") and not is_same:
             differs = await self._host.open(wanted, before, fabric)
             answer.differs += differs
         await reach("network.outside")
@@ -388,6 +442,15 @@ def _digest(fabric: Fabric) -> str:
     return hashlib.sha256(nft.replacing(fabric.tables).encode()).hexdigest()
 
 
+def _check_rights(wanted: Wanted) -> None:
+    """Raises Unavailable for an ordinary user's network that is part of the host's own."""
+    if os.geteuid() == 0 or (wanted.vxlan is None and wanted.mode not in ("bridged", "routed")):
+        return
+    what = "span hosts" if wanted.vxlan is not None else f"be {wanted.mode}"
+    why = "that takes links and routes in the host's own network, which is root's"
+    raise Unavailable(f"network {wanted.name} can not {what}", why, "run the daemon as root: sudo roost serve")
+
+
 def _seen(wanted: Wanted, answer: Answer, served: Served | None) -> Seen:
     counts = answer.counts
     ports = {
@@ -405,6 +468,6 @@ def _seen(wanted: Wanted, answer: Answer, served: Served | None) -> Seen:
         rules=counts.rules,
         drops=counts.named,
         differs=answer.differs,
-        warnings=served.warnings if served else (),
-        unpublished={key: str(why) for key, why in served.unpublished.items()} if served else {},
+        warnings=served.warnings if served else bridging.warnings(wanted),
+        unpublished=served.unpublished if served else bridging.unpublished(wanted),
     )

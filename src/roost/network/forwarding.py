@@ -11,10 +11,11 @@ from typing import NamedTuple
 from roost.errors import RoostError
 from roost.host import kernel
 from roost.host.links import Links, RouteFacts
+from roost.network.outside import PROBE
 
 _NETWORK = "/proc/self/ns/net"
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-_TRIES, _SECONDS = 3, 0.15
+_TRIES, _SECONDS = 12, 0.15
 _PORT = 9  # "discard", RFC 863
 
 
@@ -27,11 +28,11 @@ class _Side(NamedTuple):
 
 
 # 192.0.0.8 to .11 are for no host's use (RFC 6890: 192.0.0.0/24 is the IETF's), so no route of the host is in the way.
-_NETWORKS, _WORLD = _Side("rstprobe", "192.0.0.8", "192.0.0.9"), _Side("rpwprobe", "192.0.0.10", "192.0.0.11")
+_NETWORKS, _WORLD = _Side(PROBE[0], "192.0.0.8", PROBE[1]), _Side("rpwprobe", "192.0.0.10", "192.0.0.11")
 
 
 def obstacle() -> str:
-    """Why packets do not get from a network's link through this host to another link; "" when they do. Takes up to half a second.
+    """Why packets do not get from a network's link through this host to another link; "" when they do. Takes up to two seconds.
 
     For a process of its own: it changes its network namespace.
     """

@@ -57,10 +57,18 @@ def limits() -> dict[str, Set]:
     return {"broadcasts": Set(_METER, {}), "flows": Set(_METER, {}), "dropped": Set(kept, {})}
 
 
+_ALSO_OURS = ("rogue_dhcp", "rogue_ra")
+
+
 def chains(door: Door, *, masquerade: bool, tunnel: bool) -> dict[str, Chain]:
     """The base chains and those of the guard rails, which lead to `known`, `forth`, `back` and `arrive`."""
     return {
-        **{f"drop-{reason}": _drop(reason) for reason in REASONS if reason != "refused"},
+        **{f"drop-{reason}": drop(reason) for reason in REASONS if reason != "refused"},
+        **{
+            f"{way}-{reason}": it
+            for reason in _ALSO_OURS
+            for way, it in zip(("drop", "count"), _drop_guests(reason), strict=True)
+        },
         "drop-refused": refuse(),
         "port": _port(),
         "port4": _port4(),
@@ -69,7 +77,7 @@ def chains(door: Door, *, masquerade: bool, tunnel: bool) -> dict[str, Chain]:
         "gateway": _gateway(),
         "prerouting": _prerouting(door, tunnel=tunnel),
         "flows": Chain(
-            (f'iifname "tap*" ct state new add @flows {_over(NEW_FLOWS)} goto drop-flood_new',),
+            (f'iifname "tap*" ct state new add @flows {over(NEW_FLOWS)} goto drop-flood_new',),
             "type filter hook prerouting priority mangle; policy accept;",
         ),
         "input": _input(),
@@ -86,7 +94,7 @@ def arp_chains() -> dict[str, Chain]:
         "input": Chain(
             (
                 'iifname != "tap*" accept',
-                f"add @questions {_over(QUESTIONS)} goto drop-flood_arp",
+                f"add @questions {over(QUESTIONS)} goto drop-flood_arp",
                 "iifname . arp saddr ether . arp saddr ip @sources accept",
                 "arp saddr ip 0.0.0.0 arp operation request iifname . arp saddr ether @cards accept",
                 "goto drop-spoofed_arp",
@@ -101,12 +109,20 @@ def arp_limits() -> dict[str, Set]:
     return {"questions": Set(_METER, {})}
 
 
-def _over(rate: int) -> str:
+def over(rate: int) -> str:
+    """The part of a rule that fits what a port sends beyond so many packets a second."""
     return f"{{ iifname limit rate over {rate}/second burst {2 * rate} packets }}"
 
 
-def _drop(reason: str) -> Chain:
+def drop(reason: str) -> Chain:
+    """The chain that drops and counts for this reason."""
     return Chain((f"counter name {reason}", "update @dropped { iifname counter }", "drop"))
+
+
+def _drop_guests(reason: str) -> tuple[Chain, Chain]:
+    """The same, but what our own dnsmasq tells all is not counted: it comes back to where it left, and has no Ethernet header."""
+    ours, *rest = drop(reason).rules
+    return Chain((f"iifname . ether saddr @cards jump count-{reason}", "drop")), Chain((ours, *rest[:-1]))
 
 
 def refuse(log: tuple[str, ...] = ()) -> Chain:
@@ -161,7 +177,7 @@ def _port(*limited: str) -> Chain:
         (
             "iifname . ether saddr != @cards goto drop-spoofed_mac",
             *limited,
-            f"meta pkttype {{ broadcast, multicast }} add @broadcasts {_over(BROADCASTS)} goto drop-flood_broadcast",
+            f"meta pkttype {{ broadcast, multicast }} add @broadcasts {over(BROADCASTS)} goto drop-flood_broadcast",
             "meta protocol ip goto port4",
             "meta protocol ip6 goto port6",
             "drop",

@@ -63,29 +63,31 @@ class HostSide:
         """See that the table is there with what this network needs in it: before there is a way to the host."""
         async with self._lock:
             known = await self._all()
-            before = known.get(uid, frozenset())
+            before, tunnels = known.get(uid, frozenset()), outside.has_tunnels(_union(known))
             if not before and not wished.elements:
                 return
             known[uid] = wished.elements
             if self._monitor is not None:
                 self._monitor.drain()
             self._known = self._known and not self._is_touched(self._notices)
-            rules = outside.change(wished._replace(elements=before), wished)
+            self._known = self._known and tunnels == outside.has_tunnels(_union(known))
+            others = _union({other: held for other, held in known.items() if other != uid})
+            rules = outside.change(Outside(elements=before - others), Outside(elements=wished.elements - others))
             if self._known:
                 with suppress(Conflict):  # else it is made anew
                     if rules:
                         await self._ask(Rules(rules=rules))
                     return
             self._known = False
-            everything = frozenset[tuple[str, str]]().union(*known.values())
-            await self._ask(Rules(rules=nft.replacing([outside.table(everything)])))
+            await self._ask(Rules(rules=nft.replacing([outside.table(_union(known))])))
             self._known = True
 
     async def open(self, wanted: Wanted, before: Fabric | None, fabric: Fabric) -> tuple[str, ...]:
         """Addresses and routes of the outer end; what was not as it should be, in words."""
         outer = names.veth(wanted.uid)
         retired = steps(plan.change(before, fabric).outside_removed)
-        request = Outer(name=outer, mtu=wanted.mtu, scene=Scene.outside(fabric.outside), retired=retired)
+        scene = Scene.outside(fabric.outside)
+        request = Outer(name=outer, mtu=wanted.mtu, master=wanted.interface, scene=scene, retired=retired)
         answer, _ = await self._ask(request)
         self._indexes.update({index: wanted.uid for index in answer.indexes.values()})
         return answer.differs
@@ -102,12 +104,16 @@ class HostSide:
             if not any(known.values()):
                 rules, self._known = nft.removing([outside.table(())]), False
             elif gone:
-                rules = outside.change(Outside(elements=gone), Outside())
+                rules = outside.change(Outside(elements=gone - _union(known)), Outside())
             else:
                 # A daemon may have died before it recorded what it put there: next time the table is made anew.
                 self._known = False
                 return
             await self._ask(Rules(rules=rules, lenient=True))
+
+    async def has_tunnel(self, uid: str) -> bool:
+        """Whether the network goes on on other hosts."""
+        return outside.has_tunnels((await self._all()).get(uid, frozenset()))
 
     async def _all(self) -> dict[str, frozenset[tuple[str, str]]]:
         if self._elements is None:
@@ -143,6 +149,10 @@ class HostSide:
         return any(
             (notice.table == ruleset.TABLE or notice.pid < 0) and not self._is_own(notice.pid) for notice in notices
         )
+
+
+def _union(known: Mapping[str, frozenset[tuple[str, str]]]) -> frozenset[tuple[str, str]]:
+    return frozenset[tuple[str, str]]().union(*known.values())
 
 
 def read_applied(paths: Paths, uid: str) -> Applied | None:

@@ -120,6 +120,8 @@ class Kept:
         """End it, and forget it."""
         if self._inmate is None:
             self._adopt()
+        if self.process is not None and self._lives:
+            self._lives.pop()  # it would have stayed
         inmate, self._inmate = self._inmate, None
         await self._unwatch()
         if inmate is not None:

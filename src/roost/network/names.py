@@ -23,6 +23,10 @@ TAP = re.compile(r"tap[0-9a-f]{8}")
 OUTSIDE_PREFIX = "rst"
 
 
+LOOSE = "loose0"
+"""A tap that leads nowhere, alone in its namespace."""
+
+
 def tap(machine_uid: str, port: str) -> str:
     """The interface of a machine's port."""
     return f"tap{digest(f'{machine_uid}/{port}')[:8]}"

@@ -21,7 +21,8 @@ def replacing(tables: Sequence[Table]) -> str:
 def transaction(before: Sequence[Table], after: Sequence[Table]) -> str:
     """A transaction that leads from `before` to `after` and touches nothing else, so that counters go on; "" when nothing differs."""
     if [_frame(table) for table in before] != [_frame(table) for table in after]:
-        return replacing(after)
+        kept = {(table.family, table.name) for table in after}
+        return removing([table for table in before if (table.family, table.name) not in kept]) + replacing(after)
     pairs = zip(before, after, strict=True)
     return "".join(f"{line}\n" for old, new in pairs if old != new for line in _steps(old, new))
 

@@ -5,7 +5,8 @@ Its rules are the same whatever networks there are; a network's own are its elem
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from ipaddress import ip_address
 
 from roost.network import names, nft, ruleset
 from roost.network.base import Address, Chain, Outside, Route, Set, Sysctl, Table, Wanted
@@ -14,12 +15,24 @@ _DOORS = f'"{names.OUTSIDE_PREFIX}*"'
 _NEVER4 = "{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4 }"
 _NEVER6 = "{ ::/96, ::ffff:0:0/96, fe80::/10, ff00::/8 }"
 _VERSIONS = (("ip", 4), ("ip6", 6))
+_TUNNEL = "udp dport . @th,96,24"
+"""The port and, of a packet of VXLAN (RFC 7348), its network identifier: no port is taken from others that use it with another identifier."""
+PROBE = ("rstprobe", "192.0.0.9")
+"""The link, and the address behind it, by which it is tried whether this host forwards: see network.forwarding."""
+_TUNNEL_SETS = {
+    "tunnels": f"typeof {_TUNNEL}",
+    **{
+        f"tunnel_{end}{version}": f"typeof {ip} saddr . {_TUNNEL}"
+        for end in ("here", "there")
+        for ip, version in _VERSIONS
+    },
+}
 
 
 def of(wanted: Wanted) -> Outside:
-    """What a network with a door of the host's kernel has in the host's namespace; nothing for the others."""
+    """What a network has in the host's namespace: with a door of the host's kernel its outer end, with a VXLAN who may speak for that."""
     if wanted.door != "kernel":
-        return Outside()
+        return Outside(elements=frozenset(_tunnels(wanted)))
     outer = names.veth(wanted.uid)
     pairs = list(zip(wanted.transfer[::2], wanted.transfer[1::2], strict=True))
     return Outside(
@@ -31,11 +44,11 @@ def of(wanted: Wanted) -> Outside:
             Sysctl(f"net/ipv4/conf/{outer}/rp_filter", "0"),
             Sysctl(f"net/ipv6/conf/{outer}/accept_ra", "0", optional=True),
         ),
-        frozenset(_elements(wanted, outer, pairs)),
+        frozenset((*_elements(wanted, outer, pairs), *_tunnels(wanted))),
     )
 
 
-def table(elements: Iterable[tuple[str, str]]) -> Table:
+def table(elements: Collection[tuple[str, str]]) -> Table:
     """The table with the elements of all networks."""
     held: dict[str, dict[str, str]] = {}
     for name, key in sorted(elements):
@@ -46,16 +59,26 @@ def table(elements: Iterable[tuple[str, str]]) -> Table:
         for version in (4, 6)
     }
     heads |= {f"reached{version}": f"type ipv{version}_addr; flags interval" for version in (4, 6)}
+    tunnels = has_tunnels(elements)
+    heads |= _TUNNEL_SETS if tunnels else {}
     sets = {name: Set(head, held.get(name, {})) for name, head in heads.items()}
-    return Table("inet", ruleset.TABLE, ("spoofed_door", "host", "between"), sets, _chains())
+    return Table(
+        "inet", ruleset.TABLE, ("spoofed_door", "host", "between", "forged_tunnel"), sets, _chains(tunnels=tunnels)
+    )
+
+
+def has_tunnels(elements: Collection[tuple[str, str]]) -> bool:
+    """Whether any of these elements is of a VXLAN: the table has sets and rules of tunnels only then, which older versions of nft can not read."""
+    return any(name in _TUNNEL_SETS for name, _ in elements)
 
 
 def change(before: Outside, after: Outside) -> str:
-    """A transaction that leads from the one's elements to the other's in the table, which must be there."""
+    """A transaction that leads from the one's elements to the other's in the table, which must be there (with tunnels, if either has any)."""
+    whole = table(before.elements | after.elements)
     return "".join(
         f"{line}\n"
         for verb, keys in (("delete", before.elements - after.elements), ("add", after.elements - before.elements))
-        for line in nft.elements(verb, table(()), _by_set(keys))
+        for line in nft.elements(verb, whole, _by_set(keys))
     )
 
 
@@ -90,7 +113,42 @@ def _elements(wanted: Wanted, outer: str, pairs: list[tuple[str, str]]) -> Itera
             yield f"reached{version}", subnet.cidr
 
 
-def _chains() -> dict[str, Chain]:
+def _tunnels(wanted: Wanted) -> Iterable[tuple[str, str]]:
+    """The VXLAN by port and identifier, and its ends on this host and on the others."""
+    if wanted.vxlan is None:
+        return
+    tunnel = f"{wanted.vxlan.port} . {wanted.vxlan.id:#x}"
+    yield "tunnels", tunnel
+    ends = (("here", wanted.vxlan.local), *(("there", peer.address) for peer in wanted.vxlan.peers))
+    for end, address in ends:
+        yield f"tunnel_{end}{6 if ':' in address else 4}", f"{ip_address(address)} . {tunnel}"
+
+
+def _forged() -> dict[str, tuple[str, ...]]:
+    """Packets of our tunnels that are not the kernel's own: from a host that is no peer or to another address of this one (another host's machines
+    may reach that behind their host's address); from a process; from whoever is routed through here and is no peer."""
+    drop = "counter name forged_tunnel drop"
+
+    def at(ip: str, side: str) -> str:
+        return f"{ip} {side} . {_TUNNEL}"
+
+    return {
+        "input": tuple(
+            f"{_TUNNEL} @tunnels {at(ip, side)} != @tunnel_{end}{version} {drop}"
+            for ip, version in _VERSIONS
+            for side, end in (("saddr", "there"), ("daddr", "here"))
+        ),
+        "forward": tuple(
+            f"{at(ip, 'daddr')} @tunnel_there{version} {at(ip, 'saddr')} != @tunnel_there{version} {drop}"
+            for ip, version in _VERSIONS
+        ),
+        "output": tuple(
+            f"{at(ip, 'daddr')} @tunnel_there{version} meta skuid >= 0 {drop}" for ip, version in _VERSIONS
+        ),
+    }
+
+
+def _chains(*, tunnels: bool) -> dict[str, Chain]:
     """Before the filters of others (priority -10), so that nothing that they accept comes past; what is accepted here they may still drop."""
     sources = (
         f"iifname . {family} saddr @{name}{version} return"
@@ -101,10 +159,14 @@ def _chains() -> dict[str, Chain]:
     hidden = (
         f"iifname . {family} saddr @doors{version} oifname != {_DOORS} masquerade" for family, version in _VERSIONS
     )
+    forged = _forged() if tunnels else {}
+    output = Chain(forged.get("output", ()), "type filter hook output priority filter - 10; policy accept;")
     return {
+        **({"output": output} if tunnels else {}),
         "checked": Chain(
             (
                 *sources,
+                f'iifname "{PROBE[0]}" ip saddr {PROBE[1]} return',
                 "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return",
                 "counter name spoofed_door",
                 "drop",
@@ -113,6 +175,7 @@ def _chains() -> dict[str, Chain]:
         "raw": Chain((f"iifname {_DOORS} jump checked",), "type filter hook prerouting priority raw; policy accept;"),
         "input": Chain(
             (
+                *forged.get("input", ()),
                 f"iifname != {_DOORS} accept",
                 "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
                 "ct state established,related accept",
@@ -123,6 +186,7 @@ def _chains() -> dict[str, Chain]:
         ),
         "forward": Chain(
             (
+                *forged.get("forward", ()),
                 f"iifname {_DOORS} oifname {_DOORS} counter name between drop",
                 f"iifname {_DOORS} ip daddr {_NEVER4} drop",
                 f"iifname {_DOORS} ip6 daddr {_NEVER6} drop",

@@ -8,8 +8,8 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Literal, TypeVar
 
-from roost.errors import Invalid, Problem, Unavailable
-from roost.network import names, nft, outside, ruleset
+from roost.errors import Invalid, Problem
+from roost.network import bridging, names, nft, outside, ruleset
 from roost.network.base import (
     Address,
     Attachment,
@@ -50,11 +50,10 @@ _SYSCTLS = (
 
 
 def fabric(wanted: Wanted) -> Fabric:
-    """What the network should be. Raises Invalid for values that are none (nothing is passed on unread), Unavailable for a bridged network."""
-    if wanted.mode == "bridged":
-        fix = "make a nat network: roost network create NAME"
-        raise Unavailable(f"network {wanted.name} is not made", "bridged networks are not there yet", fix)
+    """What the network should be. Raises Invalid for values that are none (nothing is passed on unread), Unavailable for a bridged VLAN."""
     wanted = _checked(wanted)
+    if wanted.mode == "bridged":
+        return bridging.fabric(wanted, {port.interface: _limit(wanted.mtu, port) for port in wanted.ports})
     gateways = tuple(subnet.gateway for subnet in wanted.subnets)
     return Fabric(
         uid=wanted.uid,
@@ -180,12 +179,14 @@ def _gone(old: Fabric, new: Fabric) -> Iterator[Link | Address | Route | Neighbo
 
 
 def _new(old: Fabric, new: Fabric) -> Iterator[Link | Address | Route | Neighbour | Forwarding | Sysctl]:
+    """What was on a link that is made anew went with it."""
     yield from _without(new.sysctls, old.sysctls)
     yield from _without(new.links, old.links)
-    yield from _without(new.addresses, old.addresses)
-    yield from _without(new.neighbours, old.neighbours)
-    yield from _without(new.forwarding, old.forwarding)
-    yield from _without(new.routes, old.routes)
+    lasting = {link.name for link in set(old.links) & set(new.links)} | {""}
+    yield from _without(new.addresses, [item for item in old.addresses if item.interface in lasting])
+    yield from _without(new.neighbours, [item for item in old.neighbours if item.interface in lasting])
+    yield from _without(new.forwarding, [item for item in old.forwarding if item.interface in lasting])
+    yield from _without(new.routes, [item for item in old.routes if item.interface in lasting])
 
 
 def _less(old: Outside, new: Outside) -> Iterator[Address | Route]:
@@ -215,6 +216,7 @@ def _resolver_step(old: Fabric, new: Fabric) -> Literal["", "start", "stop", "re
 def _checked(wanted: Wanted) -> Wanted:
     """The same in one notation. Raises Invalid with all that is wrong."""
     problems = [*_problems(wanted), *_rule_problems(wanted), *_port_problems(wanted)]
+    problems += bridging.problems(wanted) if wanted.mode == "bridged" else ()
     if problems:
         raise Invalid(f"network {names.safe(wanted.name)} can not be made", problems=problems)
     return wanted._replace(
@@ -227,6 +229,7 @@ def _checked(wanted: Wanted) -> Wanted:
         underlay=tuple(str(ip_network(text, strict=False)) for text in wanted.underlay),
         ports=tuple(port._replace(addresses=tuple(map(_address, port.addresses))) for port in wanted.ports),
         published=tuple(entry._replace(target=_address(entry.target)) for entry in wanted.published),
+        names=tuple((machine, _address(text)) for machine, text in wanted.names),
     )
 
 
@@ -240,6 +243,7 @@ def _problems(wanted: Wanted) -> Iterator[Problem]:
         "transfer": wanted.transfer,
         "subnets.gateway": tuple(subnet.gateway for subnet in wanted.subnets),
         "published.target": tuple(entry.target for entry in wanted.published),
+        "names": tuple(text for _, text in wanted.names),
     }
     for path, held in texts.items():
         yield from (Problem(path, f"{text[:80]!r} is not an IP address") for text in held if not _address(text))

@@ -113,9 +113,9 @@ def _refused(what: str, entry: Published, error: OSError) -> RoostError:
         fix = f"publish another port, or end what uses it: ss -ltnup 'sport = :{entry.host_port}'"
         return Conflict(what, "another process uses it", fix)
     if error.errno in (errno.EACCES, errno.EPERM):
-        fix = f"publish a port from {_UNPRIVILEGED.read_text().strip()} on, or: "
-        fix += f"sudo sysctl net.ipv4.ip_unprivileged_port_start={entry.host_port}"
-        return Unavailable(what, "ports below are for root alone", fix)
+        first = _UNPRIVILEGED.read_text().strip()
+        fix = f"publish a port from {first} on, or: sudo sysctl net.ipv4.ip_unprivileged_port_start={entry.host_port}"
+        return Unavailable(what, f"ports below {first} are for root alone", fix)
     return Unavailable(what, str(error.strerror), "publish on an address of this host: ip -brief address")
 
 

@@ -88,10 +88,20 @@ class Plug(msgspec.Struct, tag=True, kw_only=True):
     tap: Tap
 
 
+class Loose(msgspec.Struct, tag=True, kw_only=True):
+    """Make a tap that leads nowhere, in namespaces of its own, which go with it; its descriptor comes with the answer."""
+
+
 class Capture(msgspec.Struct, tag=True, kw_only=True):
     """A packet socket on a link; its descriptor comes with the answer."""
 
     interface: str
+
+
+class Flows(msgspec.Struct, tag=True, kw_only=True):
+    """A socket on which the kernel tells of packets that rules log to the group; it comes with the answer."""
+
+    group: int
 
 
 class Watch(msgspec.Struct, tag=True, kw_only=True):
@@ -107,10 +117,11 @@ class Rules(msgspec.Struct, tag=True, kw_only=True):
 
 class Outer(msgspec.Struct, tag=True, kw_only=True):
     """In the host's own namespace, for the network whose door ends there in the link `name`: what is `retired` goes, what is in the scene comes.
-    Without a scene the link goes."""
+    Without a scene the link goes. It becomes part of the host's bridge `master`, if that is given."""
 
     name: str
     mtu: int = 0
+    master: str = ""
     scene: Scene | None = None
     retired: tuple[Step, ...] = ()
 
@@ -123,7 +134,9 @@ class Forwards(msgspec.Struct, tag=True, kw_only=True):
     """Whether the host forwards packets between two links of ours."""
 
 
-Request: TypeAlias = Arrange | Survey | Update | Plug | Capture | Watch | Rules | Outer | Host | Forwards
+Request: TypeAlias = (
+    Arrange | Survey | Update | Plug | Loose | Capture | Flows | Watch | Rules | Outer | Host | Forwards
+)
 
 
 class Counts(msgspec.Struct, kw_only=True):

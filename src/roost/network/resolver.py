@@ -101,6 +101,7 @@ def _dhcp6(subnet: Subnet, net: IPv6Network) -> Iterator[str]:
 def _hosts(wanted: Wanted) -> Iterator[str]:
     for port in wanted.ports:
         yield from (f"{address} {names.host(port.machine, wanted.domain)}" for address in port.addresses)
+    yield from (f"{address} {names.host(machine, wanted.domain)}" for machine, address in wanted.names)
 
 
 def _reserved(port: Attachment) -> Iterator[str]:

@@ -18,6 +18,8 @@ from roost.network.base import Attachment, Chain, Set, Table, Wanted
 TABLE = "roost"
 FLOW_GROUP = 5
 """The nfnetlink_log group of the flow log."""
+FLOWS = 100
+"""Connections that are logged each second, of those that are allowed and of those that are refused (ten times as many at once)."""
 
 IMPLICIT = RuleSetSpec(rules=(Rule(direction="in", ruleset=DEFAULT),))
 """The rule set "default" of a project that has none of that name."""
@@ -274,7 +276,9 @@ def _ways(*, flow_log: bool) -> dict[str, Chain]:
 
 
 def _log(what: str) -> tuple[str, ...]:
-    return (f'ct state new log prefix "{what} " group {FLOW_GROUP} snaplen 96 queue-threshold 16',)
+    # The mark is 0 until a connection is judged: one that nobody answers is told once, not packet by packet.
+    limit = f"limit rate {FLOWS}/second burst {10 * FLOWS} packets"
+    return (f'ct state new ct mark 0x0 {limit} log prefix "{what} " group {FLOW_GROUP} snaplen 96 queue-threshold 16',)
 
 
 def _generation(inet: Table, *, flow_log: bool) -> Table:
@@ -284,7 +288,7 @@ def _generation(inet: Table, *, flow_log: bool) -> Table:
     ruled = sorted(f"{title}{chain.rules}" for title, chain in inet.chains.items())
     mark = int(names.digest("\n".join((*told, *ruled)))[:8], 16) | 1
     log = _log("allowed") if flow_log else ()
-    ends = {"known": Chain((f"ct mark {mark:#x} accept",)), "settle": Chain((f"ct mark set {mark:#x}", *log, "accept"))}
+    ends = {"known": Chain((f"ct mark {mark:#x} accept",)), "settle": Chain((*log, f"ct mark set {mark:#x}", "accept"))}
     return inet._replace(chains={**inet.chains, **ends})
 
 

@@ -111,7 +111,7 @@ class Services:
                 await self._ensure_metadata(wanted, fabric, place, control)
             finally:
                 control.close()
-            warnings = tuple(f"{error}" for error in unpublished.values())
+            warnings = tuple(f"{error.what}: {error.why}" for error in unpublished.values())
             return Served(_alive(network), warnings, unpublished)
 
     async def look(self, uid: str) -> Served:

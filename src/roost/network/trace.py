@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from roost.model.ruleset import DEFAULT, Rule, span
 from roost.network import names, ruleset
-from roost.network.base import Attachment, Wanted
+from roost.network.base import Attachment, Published, Wanted
 
 Direction = Literal["in", "out"]
 _NEVER = (
@@ -23,6 +23,13 @@ _NEVER = (
     "ff00::/8",
 )
 _SERVICES = {("udp", 53): "DNS", ("tcp", 53): "DNS", ("udp", 67): "DHCP", ("udp", 547): "DHCP"}
+
+
+_DOORS = {
+    "kernel": "through the host (kernel door)",
+    "pasta": "through sockets of the host (pasta door)",
+    "bridge": "by the bridge",
+}
 
 
 class Probe(NamedTuple):
@@ -82,7 +89,7 @@ def _steps(wanted: Wanted, probe: Probe) -> Iterator[Step]:
     gateways = {str(ip_address(subnet.gateway)) for subnet in wanted.subnets}
     for port in (sender, receiver):
         if port is not None and not port.link:
-            yield Step(_title(port), False, "the port's link is down")
+            yield Step(_title(port), False, "the port's link is off (link: false in spec.ports of the machine)")
     if sender is None and probe.source not in gateways:
         yield from _from_world(wanted, probe)
     if probe.target in {*gateways, names.GATEWAY_LINK_LOCAL, names.METADATA}:
@@ -150,7 +157,7 @@ def _routed(wanted: Wanted, probe: Probe, receiver: Attachment | None) -> Iterat
     elif wanted.door == "kernel" and not any((":" in here) == (":" in probe.target) for here in wanted.transfer):
         yield Step("route", False, f"the network's door has no IPv{6 if ':' in probe.target else 4}")
     else:
-        yield Step("route", True, f"out through the {wanted.door} door")
+        yield Step("route", True, f"out into the world, {_DOORS.get(wanted.door, wanted.door)}")
 
 
 def _remote(wanted: Wanted) -> list[str]:
@@ -170,19 +177,27 @@ def _judged(wanted: Wanted, port: Attachment, probe: Probe, direction: Direction
         why = (
             "no rule lets it out, and there are rules about what goes out"
             if spoken
-            else "no rule is about what goes out"
+            else "no rule is about what goes out, so it may"
         )
         return Step(where, not spoken, why)
-    if published and _is_published(wanted, probe):
-        return Step(where, True, "the port is published")
-    return Step(where, False, "no rule lets it in" + (", and the port is not published" if published else ""))
-
-
-def _is_published(wanted: Wanted, probe: Probe) -> bool:
-    wished = (probe.target, probe.protocol, probe.port)
-    return any(
-        wished == (str(ip_address(entry.target)), entry.protocol, entry.target_port) for entry in wanted.published
+    if published and (entry := _publication(wanted, probe)) is not None:
+        return Step(
+            where, True, f"the port is published: {entry.address} port {entry.host_port} of the host leads to it"
+        )
+    why = (
+        f"no rule of {', '.join(port.rulesets)} lets it in"
+        if port.rulesets
+        else "it has no rule set, so nothing comes in"
     )
+    if published:
+        why += f", and the port is not published (roost forward create {probe.port}:{probe.port} {port.machine})"
+    return Step(where, False, why)
+
+
+def _publication(wanted: Wanted, probe: Probe) -> Published | None:
+    wished = (probe.target, probe.protocol, probe.port)
+    told = ((entry, (str(ip_address(entry.target)), entry.protocol, entry.target_port)) for entry in wanted.published)
+    return next((entry for entry, place in told if place == wished), None)
 
 
 def _fits(wanted: Wanted, rule: Rule, probe: Probe) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from roost.errors import Conflict, RoostError
+from roost.errors import Conflict, RoostError, Unavailable
 from roost.host import kernel, links, nftables
 from roost.host.links import LinkFacts, Links
 from roost.network import arrange, forwarding, names, nft
@@ -29,8 +29,10 @@ from roost.network.requests import (
     Arrange,
     Capture,
     Counts,
+    Flows,
     Forwards,
     Host,
+    Loose,
     Outer,
     Plug,
     Request,
@@ -125,8 +127,13 @@ def _perform(request: Request, outer: int, given: list[int]) -> Answer:
     match request:
         case Watch():
             given.extend(links.open_monitors())
+        case Loose():
+            kernel.unshare(kernel.NEWNET if os.geteuid() == 0 else kernel.NEWUSER | kernel.NEWNET)
+            given.append(links.open_tap(names.LOOSE))
         case Capture():
             given.append(links.open_capture(request.interface))
+        case Flows():
+            given.append(links.open_flow_log(request.group))
         case Forwards():
             return Answer(why=forwarding.obstacle())
         case Rules():
@@ -203,9 +210,30 @@ def _outer(door: Links, request: Outer) -> Answer:
     if not links.exists(request.name):
         raise Conflict(f"{request.name} was not set", "somebody removed it just now", "it is made again at once")
     differences = arrange.Differences(repair=True)
-    door.set(request.name, mtu=request.mtu, up=True)
+    if request.master:
+        _join(door, request)
+    else:
+        door.set(request.name, mtu=request.mtu, up=True)
     arrange.Arrangement(door, request.scene).run(differences, own=False)
     return Answer(differs=tuple(differences.said), indexes={request.name: socket.if_nametoindex(request.name)})
+
+
+def _join(door: Links, request: Outer) -> None:
+    """Only what is a bridge already: a card that was made part of one would lose the host's own addresses. The bridge keeps its MTU and its MAC
+    address, which it takes from its ports: the least of each, unless told otherwise."""
+    what, master = "the bridged network is not made", door.all().get(request.master)
+    if master is None:
+        raise Unavailable(what, f"this host has no interface {request.master}", "ip link show type bridge")
+    if master.kind != "bridge":
+        fix = "make a bridge of the host that has the interface as a port and bears the host's address, and name that"
+        raise Unavailable(
+            what, f"{request.master} is no bridge, and must not lose the host's own addresses to one", fix
+        )
+    tail = names.digest(request.name)
+    mac = "fe:ff:" + ":".join(tail[index : index + 2] for index in range(0, 8, 2))
+    door.set(request.name, mtu=master.mtu, mac=mac)
+    door.set(request.name, master=request.master)
+    door.set(request.name, up=True)
 
 
 def _routes(door: Links) -> tuple[str, ...]:

@@ -291,7 +291,8 @@ class FakeHypervisor:
             launch.memory,
             launch.accelerator,
             launch.firmware,
-            sorted([card.slot for card in launch.cards] + [0] * (launch.network != "none")),
+            launch.network != "none",
+            sorted(card.slot for card in launch.cards),
             launch.tpm,
         )
         return hashlib.sha256(repr((*parts, launch.direct, launch.seed is not None)).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from roost.errors import Conflict, NotFound, RoostError
 from roost.model.network import Mode
@@ -42,6 +42,9 @@ class FakeFabrics:
         self.taps[interface], theirs = socket.socketpair()
         return theirs.detach()
 
+    async def loose(self) -> int:
+        return os.memfd_create("loose", os.MFD_CLOEXEC)
+
     async def remove(self, uid: str) -> None:
         self.wanted.pop(uid, None)
 
@@ -51,6 +54,11 @@ class FakeFabrics:
     async def capture(self, uid: str, interface: str) -> int:
         self._wanted(uid)
         return os.memfd_create("capture", os.MFD_CLOEXEC)
+
+    async def flows(self, uid: str, *, follow: bool) -> AsyncIterator[bytes]:
+        self._wanted(uid)
+        del follow
+        yield b'{"verdict":"allowed"}\n'
 
     async def host_routes(self) -> Sequence[str]:
         return self.routes
@@ -93,7 +101,7 @@ class FakeFabrics:
             plugged=frozenset(port.interface for port in wanted.ports if self._is_plugged(port.interface)),
             ports={port.interface: PortCount() for port in wanted.ports},
             unpublished={
-                entry.key: f"port {entry.host_port} is taken"
+                entry.key: Conflict(f"port {entry.host_port} is not published", "it is taken", "publish another port")
                 for entry in wanted.published
                 if (entry.address, entry.host_port) in self.taken
             },

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from roost.cli.launch import plugs
-from roost.cli.networks import rule, split_target, tree
+from roost.cli.networks import rule, split_target
+from roost.cli.networktext import flow_line, tree, verdict
 from roost.errors import Invalid
 from roost.model import codec
 from roost.model.network import Network
@@ -83,3 +84,51 @@ def test_a_network_is_shown_as_a_tree() -> None:
         "   127.0.0.1:8080/tcp -> 80",
         "dropped: 2 spoof",
     ]
+
+
+def test_the_ports_of_a_network_stand_in_columns() -> None:
+    found = dict(asyncio.run(FakeNetworks().picture(Network(name="lan"))))
+    port = found["ports"][0]
+    found["ports"] = [
+        port,
+        {
+            **port,
+            "machine": "db",
+            "port": "back",
+            "addresses": ["10.20.0.30", "fd00::30"],
+            "link": False,
+            "rulesets": [],
+        },
+    ]
+    found["rules"] = {"ruleset/web/1": {"packets": 1, "bytes": 60}, "ruleset/web/0": {"packets": 0, "bytes": 0}}
+    assert list(tree(found))[2:] == [
+        "├─ web        10.20.0.2             52:54:00:00:00:01",
+        "│  rules default; in 2KiB, out 1KiB, dropped 3",
+        "│  127.0.0.1:8080/tcp -> 80",
+        "└─ db (back)  10.20.0.30, fd00::30  52:54:00:00:00:01  link off",
+        "   no rules: nothing passes; in 2KiB, out 1KiB, dropped 3",
+        "dropped: 2 spoof",
+        "rule 1 of web: 1 packet, 60B",
+        "rule 0 of web: nothing yet",
+    ]
+
+
+def test_a_network_without_ports_says_so() -> None:
+    found = {**dict(asyncio.run(FakeNetworks().picture(Network(name="lan")))), "ports": [], "drops": {}}
+    assert list(tree(found))[2:] == ["└─ nobody is plugged in"]
+
+
+def test_a_verdict_says_at_which_step_it_ends() -> None:
+    assert list(verdict("tcp from a to b:80", {"passes": False, "steps": ["one", "two"]})) == [
+        "tcp from a to b:80 does not pass", "  ok  one", "  no  two",
+    ]  # fmt: skip
+    assert list(verdict("icmp from a to b", {"passes": True, "steps": ["one"]}))[1:] == ["  ok  one"]
+
+
+def test_a_connection_of_the_flow_log_is_a_line() -> None:
+    flow = {
+        "time": "T", "verdict": "refused", "protocol": "tcp", "source": "fd00::2", "source_port": 9, "target": "10.0.0.1", "target_port": 0,
+        "from": "a", "to": "",
+    }  # fmt: skip
+    assert flow_line(flow) == "T  refused  tcp   a [fd00::2]:9 -> ? 10.0.0.1"
+    assert flow_line({**flow, "verdict": "lost"}) == "T  lost: more came than could be read"

@@ -277,7 +277,7 @@ def test_a_disk_file_becomes_an_image(roost: Roost, tmp_path: Path) -> None:
     [
         (("st",), {"start", "stop"}), (("image", ""), {"list", "show", "import", "delete"}), (("launch", "--arch", "a"), {"aarch64"}),
         (("launch", "--cp"), {"--cpus"}), (("get", "im"), {"image"}), (("get", "image", ""), {"tiny"}), (("-o", "json", "li"), {"list"}),
-        (("exec", "x", "--", "u"), set()),
+        (("exec", "x", "--", "u"), set()), (("doctor", "n"), {"network"}),
     ],
 )  # fmt: skip
 def test_completion_knows_what_may_come_next(words: tuple[str, ...], expected: set[str], roost: Roost) -> None:

@@ -41,6 +41,14 @@ def test_a_failure_raises_the_error_that_was_kept() -> None:
     assert caught.value.fix == "make room"
 
 
+def test_what_waits_for_something_that_failed_is_waited_for_no_longer() -> None:
+    trouble = Trouble(what="web did not start", why="its network failed", code="unavailable")
+    with pytest.raises(RoostError, match="its network failed"):
+        running.holds(machine("pending", error=trouble))
+    assert not running.holds(machine("pending", error=trouble, generation=0))
+    assert not running.holds(machine("pending"))
+
+
 @pytest.mark.parametrize("power", ["running", "paused", "stopped"])
 def test_a_copy_is_as_wished_when_it_is_on_or_off_as_its_spec_says(power: Any) -> None:
     assert as_wished.holds(machine(power, power=power, agent="roost"))

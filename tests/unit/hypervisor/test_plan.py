@@ -258,10 +258,11 @@ def test_the_translation_cache_grows_with_the_memory_and_stays_bounded() -> None
 CARDS = (Card(0, "52:54:00:00:00:10", tap=7), Card(3, "52:54:00:00:00:11", tap=8))
 
 
-def test_a_port_in_place_of_the_user_network_is_the_same_machine() -> None:
-    """One warm template is enough for both: the card is the same, only what it is plugged into is another."""
+def test_a_port_in_place_of_the_user_network_is_another_machine() -> None:
+    """What a guest leaves to a card on a tap it can not leave to one on a user network: each has warm templates of its own."""
     port = LAUNCH._replace(network="none", cards=CARDS[:1])
-    assert shape(port, HOST) == shape(LAUNCH, HOST) != shape(LAUNCH._replace(network="none"), HOST)
+    assert len({shape(launch, HOST) for launch in (port, LAUNCH, LAUNCH._replace(network="none"))}) == 3
+    assert shape(port, HOST) == shape(port._replace(cards=(Card(0, "52:54:00:99:99:99"),)), HOST)
 
 
 def test_every_card_that_can_be_unplugged_counts_in_the_shape() -> None:

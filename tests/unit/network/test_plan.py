@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from roost.errors import Invalid, Unavailable
-from roost.network import names, nft, plan
+from roost.network import names, nft, outside, plan
 from roost.network.base import Change, Route, Wanted
 from tests.network_samples import SAMPLES, attached, network
 
@@ -62,6 +63,17 @@ def test_an_address_changes_without_a_new_process() -> None:
     change = plan.change(plan.fabric(before), plan.fabric(before._replace(ports=(moved, before.ports[1]))))
     assert [tap.routes[0] for tap in change.taps] == [Route("10.20.0.77/32", moved.interface, source="10.20.0.1")]
     assert change.resolver == "reload"
+
+
+def test_the_name_of_a_machine_elsewhere_changes_nothing_but_what_is_read_again() -> None:
+    before = network()
+    change = plan.change(plan.fabric(before), plan.fabric(before._replace(names=(("db", "10.30.0.2"),))))
+    assert change == Change("", "", (), (), (), (), (), (), "reload", published=False, metadata=False)
+    hostile = "-x\nevil"
+    after = plan.fabric(before._replace(names=(("db", "10.30.0.2"), (hostile, "10.30.0.3"))))
+    assert after.resolver
+    told = [f"10.30.0.2 db.{before.domain}", f"10.30.0.3 {names.host(hostile, before.domain)}"]
+    assert after.resolver.hosts.splitlines()[-2:] == told
 
 
 @pytest.mark.fault(73)
@@ -127,7 +139,7 @@ def test_what_is_no_identity_is_refused(text: str, field: str) -> None:
 
 @pytest.mark.fault(58)
 @settings(max_examples=40, deadline=None)
-@given(HOSTILE, st.sampled_from(["resolvers", "underlay", "addresses", "target"]))
+@given(HOSTILE, st.sampled_from(["resolvers", "underlay", "addresses", "target", "names"]))
 def test_what_is_no_address_is_refused(text: str, field: str) -> None:
     with pytest.raises(Invalid):
         plan.fabric(_with_address(field, text))
@@ -137,6 +149,8 @@ def _with_address(field: str, text: str) -> Wanted:
     wanted = network()
     if field == "addresses":
         return wanted._replace(ports=(attached(0)._replace(addresses=(text,)),))
+    if field == "names":
+        return wanted._replace(names=(("db", text),))
     if field == "target":
         return wanted._replace(published=(wanted.published[0]._replace(target=text),))
     return wanted._replace(**{field: (text,)})
@@ -170,6 +184,32 @@ def test_a_hostile_domain_is_refused(text: str) -> None:
         plan.fabric(network(domain=text))
 
 
-def test_a_bridged_network_is_not_half_made() -> None:
+def test_a_bridged_network_tags_no_frames() -> None:
     with pytest.raises(Unavailable):
-        plan.fabric(network(mode="bridged", subnets=(), door="bridge", transfer=()))
+        plan.fabric(SAMPLES["bridged"]._replace(vlan=5))
+
+
+@pytest.mark.parametrize("interface", ["", "rst01234567"])
+def test_a_bridged_network_is_part_of_an_interface_of_the_host_s(interface: str) -> None:
+    with pytest.raises(Invalid):
+        plan.fabric(SAMPLES["bridged"]._replace(interface=interface))
+
+
+def test_what_was_on_a_link_that_is_made_anew_is_told_anew() -> None:
+    before = SAMPLES["vxlan"]
+    assert before.vxlan is not None
+    after = plan.fabric(before._replace(mtu=1400, vxlan=replace(before.vxlan, id=43)))
+    told = plan.change(plan.fabric(before), after).added
+    on_them = [
+        it
+        for it in (*after.addresses, *after.neighbours, *after.forwarding, *after.routes)
+        if it.interface in (names.TUNNEL, names.UPLINK)
+    ]
+    assert set(on_them) <= set(told)
+    assert len(on_them) > 6
+
+
+def test_the_host_s_table_speaks_of_tunnels_only_where_there_are_some() -> None:
+    none, some = outside.of(SAMPLES["nat"]).elements, outside.of(SAMPLES["vxlan"]).elements
+    assert "@th" not in nft.replacing([outside.table(none)])
+    assert "192.0.2.8 . 4789 . 0x2a" in nft.replacing([outside.table(none | some)])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from roost.client.blocking.objects import Objects
 from roost.client.blocking.session import Session
 from roost.client.protocol import Request, path
@@ -37,8 +39,9 @@ class Networks(Objects[Network]):
 
         def change(ports: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if any(title == (it["name"] or it["network"]) for it in ports):
-                what, fix = f'machine "{machine}" has a port "{title}" already', "give it another name: --name"
-                raise Conflict(what, fix=fix)
+                what = f'machine "{machine}" has a port "{title}" already'
+                fix = f"roost edit machine {machine}; or, for another one, give that a name: --name"
+                raise Conflict(what, "a port that is there is changed in the machine's spec.ports", fix)
             return [*ports, wish]
 
         return self._change_ports(machine, change)
@@ -80,6 +83,20 @@ class Networks(Objects[Network]):
         try:
             for piece in answer.pieces():
                 yield piece
+        finally:
+            answer.close()
+
+    def flows(self, name: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """The flow log: a connection each, that was allowed or refused; with `follow` also what comes. Raises NotFound, Conflict (there is none)."""
+        words = {"follow": "true" if follow else None}
+        answer = self._session.open(Request("GET", path("networks", self._project, name, "flows", **words)))
+        rest = b""
+        try:
+            for piece in answer.pieces():
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    if line:
+                        yield msgspec.json.decode(line, type=dict[str, Any])
         finally:
             answer.close()
 
