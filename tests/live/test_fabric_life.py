@@ -114,6 +114,19 @@ def test_the_tables_of_others_are_never_touched() -> None:
     assert on_host("root", main) == [True, False]
 
 
+@needs_root
+def test_a_host_that_begins_to_forward_still_learns_its_own_router() -> None:
+    async def main() -> list[str]:
+        sh("ip link add up9 type veth peer name far9; ip link add up8 type veth peer name far8")
+        sh("echo 0 > /proc/sys/net/ipv6/conf/up8/accept_ra; echo 1 > /proc/sys/net/ipv6/conf/up9/accept_ra")
+        async with engine() as fabric:
+            await fabric.ensure(wanted(door="kernel"))
+            await fabric.remove(LAN)
+        return sh("cd /proc/sys/net/ipv6/conf; cat all/forwarding up9/accept_ra up8/accept_ra").split()
+
+    assert on_host("root", main) == ["1", "2", "0"]
+
+
 @both
 def test_a_killed_holder_is_replaced_and_the_namespace_and_its_taps_stay(who: str) -> None:
     async def main() -> list[Any]:

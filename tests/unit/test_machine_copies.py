@@ -251,7 +251,7 @@ async def test_a_restore_keeps_who_the_machine_is_but_not_its_random_numbers(ben
     await snapshot(bench, memory=True)
     await bench.wish(spec(restore=Restore(snapshot="web.ready", serial=1)))
     setup = guest(bench).answering.setups[-1]
-    assert (setup.machine_id, setup.host_keys) == (WEB.meta.uid, ())
+    assert (setup.machine_id, setup.host_keys, len(setup.entropy)) == (WEB.meta.uid, (), 64)
     assert guest(bench).link_up
 
 

@@ -405,7 +405,8 @@ class Starting:
         setup = setup_of(machine)._replace(cards=await self._world.ports.setups(machine))
         if machine.status.origin and machine.spec.disk is not None:
             await guest.resize_disk(machine.spec.disk)
-        if machine.status.origin:
+        if machine.status.origin or machine.status.timing.path == "restore":
+            # Who goes on from a memory would draw the random numbers again that were drawn after that instant before.
             fresh = machine.spec.restore is None
             keys = await asyncio.to_thread(hostkeys.make) if fresh else ()
             setup = setup._replace(entropy=secrets.token_bytes(_ENTROPY), host_keys=keys)

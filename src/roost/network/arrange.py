@@ -285,11 +285,22 @@ def limit(door: Links, tap: Tap) -> None:
 
 def write(sysctl: Sysctl) -> None:
     """Set a sysctl of this namespace. Raises Conflict."""
+    if sysctl.learning:
+        _go_on_learning()
     try:
         (_PROC / sysctl.path).write_text(sysctl.value)
     except OSError as error:
         if not (sysctl.optional and isinstance(error, FileNotFoundError)):
             raise Conflict(f"{sysctl.path} was not set", str(error.strerror)) from None
+
+
+def _go_on_learning() -> None:
+    """A link with accept_ra 1 forgets its router as soon as the host forwards; with 2 it does not (Documentation/networking/ip-sysctl.rst)."""
+    for setting in (_PROC / "net/ipv6/conf").glob("*/accept_ra"):
+        if setting.parent.name not in ("all", "default"):
+            with contextlib.suppress(OSError):
+                if setting.read_text().strip() == "1":
+                    setting.write_text("2")
 
 
 def route_facts(route: Route) -> RouteFacts:

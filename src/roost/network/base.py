@@ -122,11 +122,12 @@ class Forwarding(NamedTuple):
 
 class Sysctl(NamedTuple):
     """A file below /proc/sys ("net/ipv4/ip_forward"), in the network's namespace, and what it holds. One whose file does not exist is skipped
-    when `optional`."""
+    when `optional`. One that makes a router of the host is `learning`: links that learn their own router from its advertisements go on doing so."""
 
     path: str
     value: str
     optional: bool = False
+    learning: bool = False
 
 
 class Limit(NamedTuple):

@@ -40,7 +40,7 @@ def of(wanted: Wanted) -> Outside:
         tuple(_routes(wanted, outer, pairs)),
         (
             Sysctl("net/ipv4/ip_forward", "1"),
-            Sysctl("net/ipv6/conf/all/forwarding", "1", optional=True),
+            Sysctl("net/ipv6/conf/all/forwarding", "1", optional=True, learning=True),
             Sysctl(f"net/ipv4/conf/{outer}/rp_filter", "0"),
             Sysctl(f"net/ipv6/conf/{outer}/accept_ra", "0", optional=True),
         ),
