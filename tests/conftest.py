@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies
 
 from roost.config import Config
+from tests.ordinary import open_tun
 
 HERE = Path(__file__).parent
 UNIT_SECONDS = 0.25
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, all live ones before the others: `scripts/test` gives them to its workers in this order."""
     places = {HERE / name: place for place, name in enumerate((*LONGEST, HERE / "live", *SHORT, HERE))}
     items.sort(key=lambda item: next(places[path] for path in (item.path, *item.path.parents) if path in places))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ordinary users may make taps while tests run, whatever is usual in this container; the workers of one run share that."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(open_tun())
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

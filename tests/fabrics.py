@@ -23,7 +23,7 @@ from roost.network.base import Attachment, Door, Wanted
 from roost.network.fabric import NetworkFabric
 from tests.checkout import ROOT
 from tests.frames import Guest
-from tests.ordinary import open_tun, run_as
+from tests.ordinary import require_tun, run_as
 
 LAN, OTHER = str(uuid.uuid4()), str(uuid.uuid4())
 
@@ -39,8 +39,8 @@ def on_host(who: str, main: Callable[[], Coroutine[Any, Any, Any]], **options: A
 
     if who == "user" and ROOT.stat().st_mode & 0o005 != 0o005:
         pytest.skip("an ordinary user can not read the sources here")
-    with open_tun():
-        return run_as(who, there, **options)
+    require_tun()
+    return run_as(who, there, **options)
 
 
 def sh(command: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import pickle
 import shutil
@@ -11,7 +12,7 @@ import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,20 @@ WHO = ("root", "user") if os.getuid() == 0 else ("user",)
 """Both, where the tests are run by root."""
 
 
-@contextlib.contextmanager
-def open_tun() -> Iterator[None]:
-    """The device of taps is everybody's meanwhile, as udev makes it; a container's may be root's. Skips where there is none."""
-    if not TUN.exists():
-        pytest.skip(f"this host has no {TUN}")
-    mode = stat.S_IMODE(TUN.stat().st_mode)
-    if mode & 0o006 == 0o006:
-        yield
-        return
-    try:
-        TUN.chmod(0o666)
-    except OSError:
-        pytest.skip(f"{TUN} is root's, and its mode can not be changed")
-    try:
-        yield
-    finally:
-        TUN.chmod(mode)
+def open_tun() -> Callable[[], None]:
+    """Make the device of taps everybody's, as udev makes it (a container's may be root's); gives what undoes that."""
+    with contextlib.suppress(OSError):
+        mode = stat.S_IMODE(TUN.stat().st_mode)
+        if mode & 0o006 != 0o006:
+            TUN.chmod(0o666)
+            return functools.partial(TUN.chmod, mode)
+    return lambda: None
+
+
+def require_tun() -> None:
+    """Skip where the device of taps is not everybody's."""
+    if not TUN.exists() or TUN.stat().st_mode & 0o006 != 0o006:
+        pytest.skip(f"{TUN} is not open to users here: sudo chmod 0666 {TUN}")
 
 
 def run_as(who: str, main: Callable[[], Coroutine[Any, Any, Any]], *, namespaces: bool = True) -> Any:

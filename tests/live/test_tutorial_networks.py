@@ -18,7 +18,7 @@ from tests import leftovers, pool
 from tests.checkout import ROOT
 from tests.live.test_usernet import free_port
 from tests.needs import needs_program, needs_root
-from tests.ordinary import WHO, open_tun
+from tests.ordinary import WHO, require_tun
 from tests.somebody import Ordinary, processes, python_for
 
 pytestmark = [
@@ -61,6 +61,7 @@ class Follower:
 @pytest.fixture(params=WHO)
 def follower(request: pytest.FixtureRequest) -> Iterator[Follower]:
     """Root, or an ordinary user, with the images of the pool; nothing is left of what he did."""
+    require_tun()
     home = Path(tempfile.mkdtemp(prefix="roost-user-", dir="/tmp"))
     try:
         for name in ("src", "guest"):
@@ -69,9 +70,8 @@ def follower(request: pytest.FixtureRequest) -> Iterator[Follower]:
         home.chmod(0o755)
         subprocess.run(["chown", "-R", f"{UID}:{UID}" if request.param == "user" else "0:0", home], check=True)
         who = Follower(request.param, home)
-        with open_tun():
-            yield who
-            who.types("roost delete --all --yes; roost serve --stop")
+        yield who
+        who.types("roost delete --all --yes; roost serve --stop")
         left = leftovers.wait_until_none(who.somebody.state, who.somebody.run)
     finally:
         for pid in processes(UID):
