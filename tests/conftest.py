@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies
 
 from roost.config import Config
+from tests import progress
 from tests.ordinary import open_tun
 
 HERE = Path(__file__).parent
@@ -75,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Ordinary users may make taps while tests run, whatever is usual in this container; the workers of one run share that."""
     if not hasattr(config, "workerinput"):
         config.add_cleanup(open_tun())
+    progress.install(config)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
