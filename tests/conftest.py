@@ -50,10 +50,14 @@ for _name in ("ROOST_HOST", "ROOST_PROJECT", "ROOST_TOKEN", "ROOST_STATE", "ROOS
     os.environ.pop(_name, None)
 os.environ["ROOST_ZYGOTE"] = "0"  # tests of the zygote bring one of their own; another would outlive its test
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's "&" had it ignored, by all that tests start too
+# A shell's "&" or "nohup" had them ignored, by all that tests start too.
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture

@@ -86,10 +86,11 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_runtime(subject: Subject, case: Case, place: Path, zygote: Path) -> None:
+def test_runtime(request: pytest.FixtureRequest, subject: Subject, case: Case, place: Path) -> None:
     if reason := reason_against(subject.runtime, case):
         pytest.skip(reason)
-    used = zygote if subject.zygote else None
+    # Begun when it is wanted: one that has nothing to do ends.
+    used = request.getfixturevalue("zygote") if subject.zygote else None
     case(Laboratory(subject.runtime, subject.program(), place, ("--vm", subject.runtime), used))
 
 

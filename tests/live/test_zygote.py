@@ -43,6 +43,18 @@ def test_the_first_run_starts_it_and_the_next_is_made_by_it(world: World, progra
     assert Path(f"/proc/{world.holder()}/cwd").readlink() == Path("/")
 
 
+def test_it_holds_nothing_that_the_caller_who_started_it_was_given(world: World, program: str) -> None:
+    ours, theirs = os.pipe()
+    try:
+        assert world.run(program, "out", "one", pass_fds=(theirs,)).stdout == b"one\n"
+        os.close(theirs)
+        within(lambda: bool(world.sockets()))
+        os.set_blocking(ours, False)
+        assert os.read(ours, 1) == b""
+    finally:
+        os.close(ours)
+
+
 def test_its_runs_are_like_any_other(world: World, program: str, tmp_path: Path) -> None:
     world.start()
     data = bytes(range(256)) * 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from roost.host import kernel
-from roost.light import Callable, Mapping, NamedTuple, Sequence
+from roost.light import Callable, Iterable, Mapping, NamedTuple, Sequence
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,12 +55,18 @@ def fork_worker(main: Callable[[], int]) -> Worker:
 def spawn_worker(argv: Sequence[str], env: Mapping[str, str], descriptors: Mapping[int, int]) -> Worker:
     """Start a program that inherits exactly these descriptors: its number to ours. Raises OSError."""
     actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()]
-    pid = os.posix_spawn(argv[0], list(argv), dict(env), file_actions=actions)
+    pid = os.posix_spawn(argv[0], list(argv), dict(env), file_actions=[*actions, *_closing(descriptors)])
     return Worker(pid, os.pidfd_open(pid))
 
 
 def start_detached(argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Start a program in a session of its own, with /dev/null for its input and output; it is nobody's child once we end. Raises OSError."""
     nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
-    usual = range(1, 32)
-    os.posix_spawn(argv[0], list(argv), dict(env), file_actions=nothing, setsid=True, setsigmask=(), setsigdef=usual)
+    usual, actions = range(1, 32), [*nothing, *_closing(())]
+    os.posix_spawn(argv[0], list(argv), dict(env), file_actions=actions, setsid=True, setsigmask=(), setsigdef=usual)
+
+
+def _closing(kept: Iterable[int]) -> list[tuple[int, int]]:
+    """What closes all but these and the standard ones: also those that our caller left open for us, whose other end may wait for theirs."""
+    numbers = (int(name) for name in os.listdir("/proc/self/fd"))
+    return [(os.POSIX_SPAWN_CLOSE, number) for number in numbers if number > 2 and number not in set(kept)]

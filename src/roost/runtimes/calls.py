@@ -268,7 +268,7 @@ class Instance:
         raise RoostError("the guest ended", stop.message or f"it left with {stop.code}")
 
     def _trap(self, stop: Stop) -> RoostError:
-        size = memory_size(self._store, self._pointer) if hasattr(self, "_pointer") else 0
+        size = memory_size(self._store, self._pointer)
         if self._guest.memory is not None and 2 * size >= self._guest.memory:
             why = f"it had {size} of {self._guest.memory} bytes when it stopped: {stop.message}"
             return LimitReached("the guest was ended by a limit", why, "give it more memory", "memory")

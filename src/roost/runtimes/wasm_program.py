@@ -142,10 +142,11 @@ class Module:
             )
 
     def instantiate(self, store: Store) -> tuple[Any, Stop | None]:
-        """A new instance, and why it did not come about."""
+        """A new instance, or None and why it did not come about."""
         made, trap = (c_uint64 * 4)(), c_void_p()
         error = library().wasmtime_instance_pre_instantiate(self._pre, store.context, byref(made), byref(trap))
-        return made, _stop(error, trap)
+        stop = _stop(error, trap)
+        return (made if stop is None else None), stop
 
     def exports(self) -> list[tuple[str, tuple[list[int], list[int]] | None]]:
         """The name of each export, with the kinds of a function's parameters and results (None for what is no function)."""
@@ -322,7 +323,9 @@ def call(store: Store, function: Extern, values: Any, count: int) -> Stop | None
 
 
 def memory_size(store: Store, instance: Any, name: bytes = b"memory") -> int:
-    """Bytes of an exported memory; 0 when there is none of that name."""
+    """Bytes of an exported memory; 0 when there is none of that name, or no instance (None): the library aborts when it is asked for that."""
+    if instance is None:
+        return 0
     found = Extern()
     there = library().wasmtime_instance_export_get(store.context, byref(instance), name, len(name), byref(found))
     if not there or found.kind != MEMORY:
