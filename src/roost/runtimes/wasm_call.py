@@ -23,6 +23,8 @@ _OURS = 128 * MiB
 """Bytes that the sandbox holds beside the guest's memory: our interpreter and the library."""
 _NOTHING = b"\0asm\1\0\0\0\1\4\1`\0\0\3\2\1\0\5\3\1\0\1\7\12\1\6_start\0\0\n\4\1\2\0\v"
 """A module with a memory and a `_start` that does nothing."""
+_ONE_THREAD = {"TOKIO_WORKER_THREADS": "1"}
+"""Of the library: it starts one for each processor otherwise, and a short run pays for the beginning and the end of each."""
 _SEALS = 0x7  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: nobody may take away the page that we read
 
 
@@ -72,6 +74,7 @@ class Call:
 
     def __call__(self) -> int:
         set_trap_handlers(self._actions)
+        os.environ.update(_ONE_THREAD)  # ours: what the guest is given stands in `guest`
         try:
             stop = self._mapped().run(self._guest, last=True)
         except RoostError as error:

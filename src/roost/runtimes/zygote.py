@@ -37,6 +37,10 @@ _ALIKE = frozenset({
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
+class _OtherBuildError(Exception):
+    """The installation is no longer the one that we have loaded."""
+
+
 class Accepted(NamedTuple):
     """A run that is for the zygote: the file of the program, and what runs it and gives the exit code."""
 
@@ -283,10 +287,10 @@ class _Zygote:
             if place is self._system:
                 self._await_caller(place)
             connection = accept()
-            if _seen(self._build) != self._build:
-                return _OTHER_BUILD
             try:
                 run = self._take(connection, ourselves)
+            except _OtherBuildError:
+                return _OTHER_BUILD
             except (OSError, ValueError, IndexError, RoostError):
                 run = None
             if run is None:
@@ -324,6 +328,10 @@ class _Zygote:
             return None
         connection.settimeout(_PATIENCE)
         connection.send(b"ready")
+        # Now, while the caller packs what it wants.
+        if _seen(self._build) != self._build:
+            raise _OtherBuildError
+        changed = _adopt(pid)
         message, descriptors = _receive(connection)
         count, *words = message.split(b"\0")
         arguments, variables = words[: int(count)], words[int(count) :]
@@ -332,7 +340,7 @@ class _Zygote:
             os.dup2(descriptors[number], number)
         for number in descriptors:
             os.close(number)
-        if _adopt(pid):
+        if changed:
             sandbox.discard()  # what was made ahead has our limits, and not the caller's
         os.environb.clear()
         for variable in variables:
