@@ -115,7 +115,7 @@ def test_a_published_port_answers_on_the_host(lan: Daemon) -> None:
 
 def test_rules_change_while_traffic_flows(lan: Daemon) -> None:
     lan.roost("ruleset", "create", "shut", "in icmp")
-    lan.request("PATCH", "/v1/machines/default/b", {"spec": {"ports": [{"network": "lan", "rulesets": ["shut"]}]}})
+    lan.roost("network", "port", "b", "--rulesets", "shut", "--down", "1Gbit")
     heard: list[str] = []
     flow = threading.Thread(target=lambda: heard.append(inside(lan, "a", "ping -c 60 -i 0.2 b").stdout))
     flow.start()
@@ -126,7 +126,7 @@ def test_rules_change_while_traffic_flows(lan: Daemon) -> None:
     flow.join()
     got = [int(number) for number in re.findall(r"seq=(\d+)", heard[0])]
     assert 5 <= 60 - len(got) <= 45 and got[0] == 0 and got[-1] == 59, got
-    lan.request("PATCH", "/v1/machines/default/b", {"spec": {"ports": [{"network": "lan"}]}})
+    lan.roost("network", "port", "b", "--rulesets", "default", "--down", "none")
     lan.roost("ruleset", "delete", "shut")
 
 

@@ -107,3 +107,14 @@ async def test_of_a_network_that_is_gone_nothing_is_kept() -> None:
     await world.daemon().lease(network(), holder("web"), PORT)
     await world.daemon().forget("n")
     assert (await world.store.list("leases/"))[0] == []
+
+
+async def test_a_hundred_at_once_get_exactly_the_addresses_that_there_are() -> None:
+    world = World()
+    daemon, small = world.daemon(), network(Subnet(cidr="10.20.0.0/28", gateway="10.20.0.1"))
+    asked = (daemon.lease(small, holder(str(n)), PORT) for n in range(100))
+    given = await asyncio.gather(*asked, return_exceptions=True)
+    refused = {str(it).splitlines()[0] for it in given if isinstance(it, Unavailable)}
+    assert sorted(it for it in given if isinstance(it, tuple)) == sorted((f"10.20.0.{n}/28",) for n in range(2, 15))
+    assert refused == {'network "lan" has no free address'}
+    assert len(await daemon.held("n")) == 13

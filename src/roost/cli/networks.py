@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from roost.cli import networktext, render
+from roost.cli import networkport, networktext, render
 from roost.cli.context import Context
 from roost.cli.delete import delete
 from roost.cli.launch import publish
@@ -26,6 +26,8 @@ from roost.model.meta import NAME, Trouble
 from roost.model.network import Network
 
 Add: TypeAlias = Callable[[str, str], ArgumentParser]
+_TOLD = 8
+"""Names that are told where another one is not known."""
 PROTOCOLS = ("any", "tcp", "udp", "icmp")
 
 
@@ -58,6 +60,9 @@ def _network_arguments(parser: ArgumentParser) -> None:
 def _plug_arguments(add: Add) -> None:
     add("show", "show who is plugged in, with addresses, rules and what passed").add_argument("name", metavar="NAME")
     _deleted(add("delete", "delete networks that nobody is plugged into"))
+    networkport.arguments(
+        add("port", "change a port's rule sets, bandwidth, cable or address, running or not; or show it")
+    )
     attached = add("attach", "plug a machine into a network, running or not")
     attached.add_argument("name", metavar="NETWORK")
     attached.add_argument("machine", metavar="MACHINE")
@@ -79,6 +84,8 @@ def _look_arguments(add: Add) -> None:
     traced.add_argument(
         "target",
         metavar="TO[:PORT]",
+        nargs="?",
+        default="",
         help="a machine, an address or world, and the port; without one icmp is asked for",
     )
     traced.add_argument("--network", metavar="NAME", help="when the machine has several")
@@ -109,7 +116,7 @@ def _deleted(parser: ArgumentParser) -> None:
 def _network(context: Context, given: Namespace) -> int:
     acts = {
         "create": _create_network, "list": _list, "show": _show_network, "delete": _delete, "attach": _attach,
-        "detach": _detach, "trace": _trace, "flows": _flows, "capture": _capture,
+        "detach": _detach, "trace": _trace, "flows": _flows, "capture": _capture, "port": networkport.run,
     }  # fmt: skip
     given.kind = "network"
     return acts[given.action](context, given)
@@ -178,6 +185,9 @@ def _detach(context: Context, given: Namespace) -> int:
 
 
 def _trace(context: Context, given: Namespace) -> int:
+    if not given.target:
+        why = "a trace says what becomes of a connection from one machine to another, or to an address, host or world"
+        raise Invalid("nothing was traced", why, f"say where to: roost network trace {given.source} MACHINE:80")
     target, port = split_target(given.target)
     network = given.network or network_between(context, given.source, target)
     protocol = given.protocol or ("icmp" if port is None else "tcp")
@@ -217,12 +227,27 @@ def network_between(context: Context, source: str, target: str) -> str:
 
 
 def _networks_of(context: Context, machine: str) -> list[str]:
-    found = context.session.call("GET", path("machines", context.project, machine))
+    try:
+        found = context.session.call("GET", path("machines", context.project, machine))
+    except NotFound:
+        raise _unknown(context, machine) from None
     names = list(dict.fromkeys(str(port["network"]) for port in found["spec"]["ports"]))
     if not names:
         fix = f"roost network attach NETWORK {machine}"
         raise NotFound(f'machine "{machine}" is plugged into no network', fix=fix)
     return names
+
+
+def _unknown(context: Context, name: str) -> NotFound:
+    """What else has that name, and which machines there are."""
+    if any(it["name"] == name for it in context.items("networks", project=context.project)):
+        there = f"{name} is a network: a trace leads from one machine to another"
+    else:
+        machines = [str(it["name"]) for it in context.items("machines", project=context.project)]
+        there = f"its machines are {', '.join(machines[:_TOLD])}" if machines else "it has no machines yet"
+        there += f" and {len(machines) - _TOLD} more" if len(machines) > _TOLD else ""
+    fix = "roost list; addresses, host and world are understood, too"
+    return NotFound(f'there is no machine "{name}" in project "{context.project}"', there, fix)
 
 
 def _the_one(machine: str, names: list[str]) -> str:

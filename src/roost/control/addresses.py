@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -47,6 +48,8 @@ class Addresses:
     def __init__(self, store: Store, wall: Callable[[], datetime]) -> None:
         self._store = store
         self._wall = wall
+        self._turn = asyncio.Lock()
+        """All want the same address, the first that is free: one by one they find it at once, whoever else writes to the store."""
 
     async def lease(self, network: Network, holder: Holder, port: PortSpec) -> tuple[str, ...]:
         """The port's addresses, one of each version of IP that the network has, with the length of their prefix: those that it asks for,
@@ -56,10 +59,11 @@ class Addresses:
         for version in (4, 6):
             subnets = [subnet for subnet in network.status.subnets if ip_network(subnet.cidr).version == version]
             wanted = next((text for text in port.addresses if ip_address(text).version == version), None)
-            if wanted is not None:
-                found.append(await self._fixed(network, holder, ip_address(wanted), subnets))
-            elif subnets:
-                found.append(await self._leased(network, holder, subnets))
+            async with self._turn:
+                if wanted is not None:
+                    found.append(await self._fixed(network, holder, ip_address(wanted), subnets))
+                elif subnets:
+                    found.append(await self._leased(network, holder, subnets))
         return tuple(found)
 
     async def settle(self, network: str, holders: Collection[Holder]) -> None:

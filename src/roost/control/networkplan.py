@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
@@ -117,9 +118,13 @@ def _names(network: Network, machines: Sequence[Machine]) -> Iterator[tuple[str,
     for machine in machines if near else ():
         if not _has_address(machine, own):
             for port in machine.status.ports:
-                yield from (
-                    (machine.name, str(ip_interface(it).ip)) for it in port.addresses if port.network_uid in near
-                )
+                yield from ((machine.name, _bare(it)) for it in port.addresses if port.network_uid in near)
+
+
+@lru_cache(maxsize=1 << 15)
+def _bare(address: str) -> str:
+    """Without its prefix. Remembered, as a network's addresses are mostly those that it had a moment ago."""
+    return str(ip_interface(address).ip)
 
 
 def _has_address(machine: Machine, uid: str) -> bool:
@@ -135,7 +140,7 @@ def _attachment(machine: Machine, port: PortStatus, spec: PortSpec | None) -> At
         project=machine.project,
         port=port.name,
         mac=port.mac,
-        addresses=tuple(str(ip_interface(address).ip) for address in port.addresses),
+        addresses=tuple(map(_bare, port.addresses)),
         interface=port.interface,
         link=port.link and wish.link,
         down=wish.bandwidth.down,

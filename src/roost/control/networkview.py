@@ -151,8 +151,12 @@ def _address(wanted: Wanted, place: str, version: int) -> str:
     if known is not None:
         return known(wanted, version)
     if not NAME.fullmatch(place):
-        problem = Problem("to", f"{place[:80]!r} is neither a machine nor an address")
-        raise Invalid("the request is wrong", problems=[problem])
+        what = f"{place[:80]!r} can not be traced"
+        raise Invalid(
+            what,
+            'it is neither a machine\'s name, nor an address, "host" or "world"',
+            f"roost network show {wanted.name}",
+        )
     what = f'machine "{place}" is not plugged into network "{wanted.name}"'
     raise NotFound(
         what,

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-import msgspec
-
 from roost import log
 from roost.errors import Conflict, NotFound, RoostError, Unavailable
 from roost.host import files
@@ -24,7 +22,7 @@ from roost.model.network import Mode
 from roost.network import bridging, flows, names, nft, plan, ruleset
 from roost.network.base import Door, Fabric, PortCount, Seen, Wanted
 from roost.network.flows import FlowLog
-from roost.network.hostside import Applied, HostSide, read_applied
+from roost.network.hostside import Applied, HostSide, read_applied, write_applied
 from roost.network.monitor import Monitor, Notice, is_foreign
 from roost.network.place import Place
 from roost.network.requests import (
@@ -393,8 +391,7 @@ class NetworkFabric:
 
     async def _record(self, network: _Network, fabric: Fabric) -> None:
         applied = Applied(network.generation, network.digest, tuple(sorted(fabric.outside.elements)))
-        path = self._paths.network(network.uid).applied
-        await asyncio.to_thread(files.atomic_write, path, msgspec.json.encode(applied), durable=False)
+        await asyncio.to_thread(write_applied, self._paths, network.uid, applied)
 
     def _noticed(self, network: _Network, notice: Notice) -> None:
         # A big change of ours is more than the kernel's buffer holds (pid -1): the number of the ruleset tells whether it was ours alone.
@@ -452,11 +449,11 @@ def _check_rights(wanted: Wanted) -> None:
 
 
 def _seen(wanted: Wanted, answer: Answer, served: Served | None) -> Seen:
-    counts = answer.counts
+    counts, own = answer.counts, {port.interface for port in wanted.ports}
     ports = {
         name: PortCount(sent, sent_bytes, received, received_bytes, counts.elements.get(name, 0))
         for name, (received, sent, received_bytes, sent_bytes) in counts.links.items()
-        if name in {port.interface for port in wanted.ports}
+        if name in own
     }
     return Seen(
         ready=True,

@@ -16,6 +16,11 @@ NEW_FLOWS = 2000
 """Connections that a port may begin each second, twice as many at once."""
 QUESTIONS = 500
 """ARP packets that a port may send each second, twice as many at once."""
+ASKED = 1000
+"""Datagrams that a port may send each second to the gateway's DHCP and DNS, which all ports share, twice as many at once."""
+LINK_LOCALS = 8
+"""Link-local addresses that a port may have at once, and as many more in `_RENEWED`: the kernel remembers who they are, of all networks and of the
+host itself in one table (net.ipv6.neigh.default.gc_thresh3: 1024 entries), and what is younger than 5 s leaves it for nobody."""
 
 REASONS = (
     "spoofed_mac",
@@ -27,6 +32,8 @@ REASONS = (
     "rogue_ra",
     "flood_broadcast",
     "flood_new",
+    "flood_questions",
+    "flood_neighbours",
     "bandwidth",
     "forged_tunnel",
     "underlay",
@@ -36,14 +43,16 @@ REASONS = (
 )
 """Why packets are dropped: the named counters of table inet roost. A source that is not the port's (MAC, IPv4, IPv6; ndp: a neighbour
 advertisement for what is not link-local; door: one of the network's addresses from without), DHCP servers and routers that guests play, floods of
-frames to all or of new connections, more than the port's bandwidth, tunnels (VXLAN, Geneve) to the hosts, the hosts and what is never routed,
-packets of no connection, what a rule set does not allow, and what the gateway has no service for."""
+frames to all, of new connections, of questions to the gateway or of link-local addresses, more than the port's bandwidth, tunnels (VXLAN,
+Geneve) to the hosts, the hosts and what is never routed, packets of no connection, what a rule set does not allow, and what the gateway has no
+service for."""
 
 ARP_REASONS = ("spoofed_arp", "flood_arp")
 """The same of table arp roost."""
 
 _MOST_BYTES = 16 * 10**9
 _METER = "type ifname; size 65535; flags dynamic,timeout; timeout 1m"
+_KNOWN_FOR, _RENEWED = "10m", "minute"
 _TUNNELS = "{ 4789, 8472, 6081 }"
 """VXLAN (RFC 7348), Linux's VXLAN before that had a number, Geneve (RFC 8926)."""
 _NEVER4 = "{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4 }"
@@ -54,7 +63,9 @@ _NEVER6 = "{ ::/96, ::ffff:0:0/96, fe80::/10, ff00::/8 }"
 def limits() -> dict[str, Set]:
     """The sets that rules fill by themselves."""
     kept = "type ifname; size 65535; flags dynamic,timeout; timeout 1d"
-    return {"broadcasts": Set(_METER, {}), "flows": Set(_METER, {}), "dropped": Set(kept, {})}
+    known = f"type ifname . ipv6_addr; size 65535; flags dynamic,timeout; timeout {_KNOWN_FOR}"
+    meters = {name: Set(_METER, {}) for name in ("broadcasts", "flows", "asked", "newcomers")}
+    return {**meters, "locals": Set(known, {}), "dropped": Set(kept, {})}
 
 
 _ALSO_OURS = ("rogue_dhcp", "rogue_ra")
@@ -73,6 +84,7 @@ def chains(door: Door, *, masquerade: bool, tunnel: bool) -> dict[str, Chain]:
         "port": _port(),
         "port4": _port4(),
         "port6": _port6(),
+        "local": _local(),
         "bounds": _bounds(),
         "gateway": _gateway(),
         "prerouting": _prerouting(door, tunnel=tunnel),
@@ -189,6 +201,7 @@ def _port4() -> Chain:
     return Chain(
         (
             "udp sport 67 goto drop-rogue_dhcp",
+            "icmp type redirect goto drop-rogue_ra",
             "iifname . ether saddr . ip saddr @sources4 accept",
             "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
             "meta l4proto igmp drop",
@@ -207,9 +220,22 @@ def _port6() -> Chain:
             "icmpv6 type nd-neighbor-advert @th,64,128 0xfe800000000000000000000000000001 goto drop-spoofed_ndp",
             f"ip6 saddr {GATEWAY_LINK_LOCAL} goto drop-spoofed_ipv6",
             "iifname . ether saddr . ip6 saddr @sources6 accept",
-            "ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::/16, fc00::/7 } accept",
+            "ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::/16, fc00::/7 } goto local",
             "ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report } accept",
             "goto drop-spoofed_ipv6",
+        )
+    )
+
+
+def _local() -> Chain:
+    """Whoever has a link-local address is remembered by the kernel, in a table of which nobody may fill more than a little."""
+    newcomers = f"{{ iifname limit rate over {LINK_LOCALS}/{_RENEWED} burst {LINK_LOCALS} packets }}"
+    return Chain(
+        (
+            "iifname . ip6 saddr @locals update @locals { iifname . ip6 saddr } accept",
+            f"add @newcomers {newcomers} goto drop-flood_neighbours",
+            "add @locals { iifname . ip6 saddr } accept",
+            "goto drop-flood_neighbours",
         )
     )
 
@@ -232,6 +258,7 @@ def _input() -> Chain:
     return Chain(
         (
             'iifname "lo" accept',
+            f'iifname "tap*" udp dport {{ 53, 67, 547 }} add @asked {over(ASKED)} goto drop-flood_questions',
             "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
             "ct state established,related accept",
             'iifname "tap*" goto gateway',

@@ -11,6 +11,7 @@ import msgspec
 
 from roost.errors import Conflict
 from roost.host import files
+from roost.host.failpoints import reach
 from roost.host.paths import Paths
 from roost.network import names, nft, outside, plan, ruleset
 from roost.network.base import Fabric, Outside, Wanted
@@ -72,6 +73,10 @@ class HostSide:
             self._known = self._known and not self._is_touched(self._notices)
             self._known = self._known and tunnels == outside.has_tunnels(_union(known))
             others = _union({other: held for other, held in known.items() if other != uid})
+            if wished.elements - before:
+                was_known, self._known = self._known, False  # until it is told
+                await self._announce(uid, before | wished.elements)
+                self._known = was_known
             rules = outside.change(Outside(elements=before - others), Outside(elements=wished.elements - others))
             if self._known:
                 with suppress(Conflict):  # else it is made anew
@@ -81,6 +86,13 @@ class HostSide:
             self._known = False
             await self._ask(Rules(rules=nft.replacing([outside.table(_union(known))])))
             self._known = True
+
+    async def _announce(self, uid: str, elements: frozenset[tuple[str, str]]) -> None:
+        """Write down what is about to be in the table: whoever comes after a daemon that died takes it away again with the network."""
+        applied = await asyncio.to_thread(read_applied, self._paths, uid) or Applied(-1, "")
+        promised = msgspec.structs.replace(applied, elements=tuple(sorted(elements)))
+        await asyncio.to_thread(write_applied, self._paths, uid, promised)
+        await reach("network.announced")
 
     async def open(self, wanted: Wanted, before: Fabric | None, fabric: Fabric) -> tuple[str, ...]:
         """Addresses and routes of the outer end; what was not as it should be, in words."""
@@ -102,14 +114,15 @@ class HostSide:
             known = await self._all()
             gone = known.pop(uid, None)
             if not any(known.values()):
-                rules, self._known = nft.removing([outside.table(())]), False
-            elif gone:
-                rules = outside.change(Outside(elements=gone - _union(known)), Outside())
-            else:
-                # A daemon may have died before it recorded what it put there: next time the table is made anew.
+                await self._ask(Rules(rules=nft.removing([outside.table(())]), lenient=True))
                 self._known = False
-                return
-            await self._ask(Rules(rules=rules, lenient=True))
+            elif gone and self._known:
+                rules = outside.change(Outside(elements=gone - _union(known)), Outside())
+                await self._ask(Rules(rules=rules, lenient=True))
+            elif gone:
+                # What an earlier daemon wrote down may be there in part, or not at all.
+                await self._ask(Rules(rules=nft.replacing([outside.table(_union(known))])))
+                self._known = True
 
     async def has_tunnel(self, uid: str) -> bool:
         """Whether the network goes on on other hosts."""
@@ -161,6 +174,11 @@ def read_applied(paths: Paths, uid: str) -> Applied | None:
         return msgspec.json.decode(files.read_bounded(paths.network(uid).applied, _LIMIT), type=Applied)
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def write_applied(paths: Paths, uid: str, applied: Applied) -> None:
+    """Write down what is applied, or about to be."""
+    files.atomic_write(paths.network(uid).applied, msgspec.json.encode(applied), durable=False)
 
 
 def _recorded(paths: Paths) -> dict[str, frozenset[tuple[str, str]]]:

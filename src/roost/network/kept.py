@@ -15,7 +15,7 @@ import msgspec
 
 from roost import log
 from roost.errors import NotStarted, RoostError
-from roost.host import files, jail, processes
+from roost.host import cgroups, files, jail, processes
 from roost.host.cgroups import CGroup
 from roost.host.jail import Jail, Jailed
 from roost.model.machine import Process
@@ -64,6 +64,7 @@ class Kept:
         self._refuse_short_lives()
         self._purpose = purpose
         with make() as wanted:
+            await _end_forgotten(wanted.name)
             self._hold(await jail.enter(wanted, self._record))
         if self._inmate is not None and self._inmate.cgroup is not None:
             self._write(self._inmate.process, self._inmate.cgroup)
@@ -140,3 +141,23 @@ class Kept:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+
+async def _end_forgotten(name: str) -> None:
+    """End what is in the control group of this name: what an earlier daemon started there, of which nothing is written down any more."""
+    for group in await asyncio.to_thread(cgroups.find, name):
+        if all(directory.name == name for directory in group.directories):
+            for pid in group.pids():
+                await _end(pid)
+            await group.remove()
+
+
+async def _end(pid: int) -> None:
+    process = processes.identify(pid)
+    pidfd = processes.open_process(process) if process is not None else None
+    if pidfd is not None:
+        try:
+            processes.signal_pidfd(pidfd, signal.SIGKILL)
+            await processes.wait_exit(pidfd)
+        finally:
+            os.close(pidfd)

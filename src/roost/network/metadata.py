@@ -8,10 +8,13 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from roost.host import jail
 from roost.host.jail import Bind, Jail, Limits
@@ -30,12 +33,14 @@ class Instance(NamedTuple):
 
     uid: str
     hostname: str
-    public_keys: Sequence[str] = ()
+    public_keys: tuple[str, ...] = ()
     user_data: str = ""
 
 
-def documents(instance: Instance, port: Attachment, domain: str) -> dict[str, str]:
-    """All paths and their texts for one port: EC2's tree, and beside it the files of cloud-init's NoCloud."""
+@lru_cache(maxsize=1 << 13)
+def documents(instance: Instance, port: Attachment, domain: str) -> Mapping[str, str]:
+    """All paths and their texts for one port: EC2's tree, and beside it the files of cloud-init's NoCloud. Remembered, as all but a few ports are
+    what they were a moment ago."""
     return {path: text for path, text in (*_ec2(instance, port, domain), *_nocloud(instance, port))}
 
 
@@ -110,7 +115,7 @@ class Metadata(Controlled):
         """Tell it what the interfaces of the network are told, and, once, at which socket. Raises NotStarted."""
         document = os.memfd_create("documents", os.MFD_CLOEXEC)
         with os.fdopen(document, "wb", buffering=0) as file:
-            file.write(json.dumps(told).encode())
+            file.write(msgspec.json.encode(told))
             descriptors = [document, *([listener.fileno()] if listener is not None else [])]
             await self.ask(f"put {network}", *descriptors)
 
@@ -121,4 +126,4 @@ class Metadata(Controlled):
 
 def digest(told: Mapping[str, Mapping[str, str]]) -> str:
     """Differs when anything that is told differs."""
-    return base64.b32encode(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()).decode()
+    return base64.b32encode(hashlib.sha256(msgspec.json.encode(told, order="deterministic")).digest()).decode()

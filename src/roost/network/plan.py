@@ -227,7 +227,7 @@ def _checked(wanted: Wanted) -> Wanted:
         transfer=tuple(map(_address, wanted.transfer)),
         resolvers=tuple(map(_address, wanted.resolvers)),
         underlay=tuple(str(ip_network(text, strict=False)) for text in wanted.underlay),
-        ports=tuple(port._replace(addresses=tuple(map(_address, port.addresses))) for port in wanted.ports),
+        ports=tuple(map(_port, wanted.ports)),
         published=tuple(entry._replace(target=_address(entry.target)) for entry in wanted.published),
         names=tuple((machine, _address(text)) for machine, text in wanted.names),
     )
@@ -260,17 +260,33 @@ def _rule_problems(wanted: Wanted) -> Iterator[Problem]:
 
 
 def _port_problems(wanted: Wanted) -> Iterator[Problem]:
+    told = [(port.interface, *port.addresses) for port in map(_port, wanted.ports)]
+    if len({text for texts in told for text in texts}) == sum(map(len, told)) and not any(map(_wrong, wanted.ports)):
+        return
     seen: set[str] = set()
-    for index, port in enumerate(wanted.ports):
-        if not names.TAP.fullmatch(port.interface):
-            yield Problem(f"ports[{index}].interface", f"{port.interface[:80]!r} is not the name of a tap")
-        if not _MAC.fullmatch(port.mac):
-            yield Problem(f"ports[{index}].mac", f"{port.mac[:80]!r} is not a MAC address")
-        wrong = [text for text in port.addresses if not _address(text)]
-        yield from (Problem(f"ports[{index}].addresses", f"{text[:80]!r} is not an IP address") for text in wrong)
-        own = [port.interface, *filter(None, map(_address, port.addresses))]
-        yield from (Problem(f"ports[{index}]", f"{text[:80]!r} is another port's") for text in own if text in seen)
+    for index, (port, own) in enumerate(zip(wanted.ports, told, strict=True)):
+        yield from (Problem(f"ports[{index}].{field}", message) for field, message in _wrong(port))
+        there = [text for text in own if text in seen and text]
+        yield from (Problem(f"ports[{index}]", f"{text[:80]!r} is another port's") for text in there)
         seen.update(own)
+
+
+@lru_cache(maxsize=1 << 13)
+def _port(port: Attachment) -> Attachment:
+    """The port with its addresses in the usual notation. Remembered as `_tap` is, and the same object each time: what is asked of it next is found
+    without comparing it."""
+    return port._replace(addresses=tuple(map(_address, port.addresses)))
+
+
+@lru_cache(maxsize=1 << 13)
+def _wrong(port: Attachment) -> tuple[tuple[str, str], ...]:
+    """The fields of a port that are none, and why."""
+    found = [("addresses", f"{text[:80]!r} is not an IP address") for text in port.addresses if not _address(text)]
+    if not names.TAP.fullmatch(port.interface):
+        found.append(("interface", f"{port.interface[:80]!r} is not the name of a tap"))
+    if not _MAC.fullmatch(port.mac):
+        found.append(("mac", f"{port.mac[:80]!r} is not a MAC address"))
+    return tuple(found)
 
 
 @lru_cache(maxsize=1 << 15)

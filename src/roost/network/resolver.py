@@ -6,7 +6,8 @@ the same MAC address).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from roost.model.network import Subnet
@@ -22,6 +23,9 @@ UPSTREAMS = ("127.0.0.1#5353", "127.0.0.1#5354", "127.0.0.1#5355")
 three at most. A port that nobody listens on refuses at once."""
 
 LEASE_SECONDS = 3600
+LEASE6_SECONDS = 120
+"""The least that dnsmasq knows: so long a reserved IPv6 address stays with a DUID that the guest has no more (it was installed anew, or went back to
+a snapshot)."""
 RA_SECONDS, ROUTER_SECONDS = 60, 1800
 """Between two router advertisements that nobody asked for, and how long one holds (RFC 4861)."""
 
@@ -30,12 +34,10 @@ def resolver(wanted: Wanted) -> Resolver | None:
     """The texts; None for a network without subnets, whose DHCP is somebody else's."""
     if not wanted.subnets:
         return None
-    return Resolver(
-        _text(_config(wanted)), _text(_hosts(wanted)), _text(line for port in wanted.ports for line in _reserved(port))
-    )
+    return Resolver(_text(_config(wanted)), "".join(_hosts(wanted)), "".join(map(_reserved, wanted.ports)))
 
 
-def _text(lines: Iterator[str]) -> str:
+def _text(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -94,18 +96,26 @@ def _dhcp4(wanted: Wanted, subnet: Subnet, net: IPv4Network) -> Iterator[str]:
 def _dhcp6(subnet: Subnet, net: IPv6Network) -> Iterator[str]:
     """Off-link: a guest asks the router for everybody, its neighbours too."""
     tag = f"net{names.digest(str(net))[:8]}"
-    yield f"dhcp-range=set:{tag},{net[0]},static,off-link,{net.prefixlen},{LEASE_SECONDS}"
+    yield f"dhcp-range=set:{tag},{net[0]},static,off-link,{net.prefixlen},{LEASE6_SECONDS}"
     yield f"dhcp-option=tag:{tag},option6:dns-server,[{subnet.gateway}]"
 
 
 def _hosts(wanted: Wanted) -> Iterator[str]:
-    for port in wanted.ports:
-        yield from (f"{address} {names.host(port.machine, wanted.domain)}" for address in port.addresses)
-    yield from (f"{address} {names.host(machine, wanted.domain)}" for machine, address in wanted.names)
+    yield from (_named(port, wanted.domain) for port in wanted.ports)
+    yield from (f"{address} {names.host(machine, wanted.domain)}\n" for machine, address in wanted.names)
 
 
-def _reserved(port: Attachment) -> Iterator[str]:
-    if port.link and port.addresses:
-        four = list(ruleset.addresses(port, 4))
-        six = [f"[{address}]" for address in ruleset.addresses(port, 6)]
-        yield ",".join((f"tag:{port.interface}", port.mac, *four, *six, names.safe(port.machine)))
+@lru_cache(maxsize=1 << 13)
+def _named(port: Attachment, domain: str) -> str:
+    """The lines of a port's name. Remembered, as all but a few ports are what they were a moment ago."""
+    return _text(f"{address} {names.host(port.machine, domain)}" for address in port.addresses)
+
+
+@lru_cache(maxsize=1 << 13)
+def _reserved(port: Attachment) -> str:
+    """The line that reserves a port's addresses, or nothing."""
+    if not port.link or not port.addresses:
+        return ""
+    four = list(ruleset.addresses(port, 4))
+    six = [f"[{address}]" for address in ruleset.addresses(port, 6)]
+    return ",".join((f"tag:{port.interface}", port.mac, *four, *six, names.safe(port.machine))) + "\n"

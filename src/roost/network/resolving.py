@@ -10,7 +10,7 @@ from roost.errors import RoostError
 from roost.host import files
 from roost.network.kept import Kept
 
-_RESOLVERS = Path("/etc/resolv.conf")
+RESOLVERS = Path("/etc/resolv.conf")
 _MOST, _LIMIT = 3, 64 << 10
 _SECONDS, _STEP = 5.0, 0.01
 _BEGUN = b"read /run/network/reservations"
@@ -19,7 +19,7 @@ _BEGUN = b"read /run/network/reservations"
 def of_host() -> tuple[str, ...]:
     """The addresses of the host's resolvers, at most three, as resolv.conf(5) has it: without any, its loopback."""
     try:
-        text = files.read_bounded(_RESOLVERS, _LIMIT).decode(errors="replace")
+        text = files.read_bounded(RESOLVERS, _LIMIT).decode(errors="replace")
     except (OSError, RoostError):
         return ("127.0.0.1",)
     found = [words[1] for line in text.splitlines() if len(words := line.split()) > 1 and words[0] == "nameserver"]

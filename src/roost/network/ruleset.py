@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from roost.model.ruleset import DEFAULT, Rule, RuleSetSpec, span
@@ -36,26 +37,36 @@ _PROTOCOLS = {
 }
 
 
+class Identity(NamedTuple):
+    """What the rules say of a port: who it may send as (keys of sets), its addresses by version, and the digest of that and of its rule sets."""
+
+    card: str
+    sources: Mapping[int, Mapping[str, str]]
+    addresses: Mapping[int, Mapping[str, str]]
+    digest: str
+
+
 class Plugged(NamedTuple):
-    """The ports that have a link, and the number of each one's combination of rule sets."""
+    """The ports that have a link, what the rules say of each, and the number of each one's combination of rule sets."""
 
     ports: Sequence[Attachment]
+    identities: Sequence[Identity]
     numbers: Mapping[tuple[str, ...], int]
 
 
 def tables(wanted: Wanted) -> tuple[Table, Table]:
     """The tables `inet roost` and `arp roost` of the network's namespace."""
     ports = [port for port in wanted.ports if port.link]
-    plugged = Plugged(ports, _numbers({port.rulesets for port in ports}))
-    specs = {name: spec_of(wanted.rulesets, name) for port in ports for name in port.rulesets}
+    plugged = Plugged(ports, list(map(identity, ports)), _numbers({port.rulesets for port in ports}))
+    specs = {name: spec_of(wanted.rulesets, name) for combination in plugged.numbers for name in combination}
     meters, policing = guards.bandwidth({port.interface: max(1, port.up // 8) for port in ports if port.up})
+    others = {**_places(wanted), **_dispatch(wanted, plugged)}
     sets = {
         **guards.limits(),
         **meters,
-        **_identities(ports),
-        **_places(wanted),
-        **_groups(ports, specs),
-        **_dispatch(wanted, plugged),
+        **_identities(plugged.identities),
+        **_groups(plugged, specs),
+        **others,
     }
     chains = {
         **guards.chains(
@@ -66,8 +77,10 @@ def tables(wanted: Wanted) -> tuple[Table, Table]:
         **dict(_combinations(plugged.numbers, specs)),
         **_ways(flow_log=wanted.flow_log),
     }
-    inet = Table("inet", TABLE, guards.REASONS, sets, chains)
-    return _generation(inet, flow_log=wanted.flow_log), _arp(ports)
+    del others["numbers"]  # the rule sets of the ports say the same
+    mark = _mark(plugged.identities, others, chains)
+    inet = Table("inet", TABLE, guards.REASONS, sets, {**chains, **_ends(mark, flow_log=wanted.flow_log)})
+    return inet, _arp(sets)
 
 
 def spec_of(rulesets: Mapping[str, RuleSetSpec], name: str) -> RuleSetSpec:
@@ -80,18 +93,29 @@ def addresses(port: Attachment, version: int) -> Iterator[str]:
     return (text for text in port.addresses if (":" in text) == (version == 6))
 
 
-def _identities(ports: Iterable[Attachment]) -> dict[str, Set]:
+@lru_cache(maxsize=1 << 13)
+def identity(port: Attachment) -> Identity:
+    """What the rules say of it. Remembered, as all but a few ports are what they were a moment ago."""
+    card = f"{port.interface} . {port.mac}"
+    own = {version: dict.fromkeys(addresses(port, version), "") for version in (4, 6)}
+    sources = {version: {f"{card} . {text}": "" for text in held} for version, held in own.items()}
+    return Identity(card, sources, own, names.digest(f"{card}{port.addresses}{port.rulesets}{port.up}"))
+
+
+def _identities(held: Sequence[Identity]) -> dict[str, Set]:
     """Who may send as whom."""
-    held = list(ports)
-    source = {
-        version: {f"{port.interface} . {port.mac} . {text}": "" for port in held for text in addresses(port, version)}
-        for version in (4, 6)
-    }
     return {
-        "cards": Set("type ifname . ether_addr", {f"{port.interface} . {port.mac}": "" for port in held}),
-        "sources4": Set("type ifname . ether_addr . ipv4_addr; counter", source[4]),
-        "sources6": Set("type ifname . ether_addr . ipv6_addr; counter", source[6]),
+        "cards": Set("type ifname . ether_addr", {one.card: "" for one in held}),
+        "sources4": Set("type ifname . ether_addr . ipv4_addr; counter", _joined_keys(one.sources[4] for one in held)),
+        "sources6": Set("type ifname . ether_addr . ipv6_addr; counter", _joined_keys(one.sources[6] for one in held)),
     }
+
+
+def _joined_keys(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in parts:
+        found.update(part)
+    return found
 
 
 def _places(wanted: Wanted) -> dict[str, Set]:
@@ -131,14 +155,14 @@ def _keys(texts: Iterable[str], version: int) -> dict[str, str]:
     return {text: "" for text in texts if (":" in text) == (version == 6)}
 
 
-def _groups(ports: Iterable[Attachment], specs: Mapping[str, RuleSetSpec]) -> dict[str, Set]:
+def _groups(plugged: Plugged, specs: Mapping[str, RuleSetSpec]) -> dict[str, Set]:
     """The addresses of the ports of each rule set that a rule speaks of."""
     spoken = sorted({rule.ruleset for spec in specs.values() for rule in spec.rules if rule.ruleset})
-    held = list(ports)
+    pairs = list(zip(plugged.ports, plugged.identities, strict=True))
+    held = {name: [one for port, one in pairs if name in port.rulesets] for name in spoken}
     return {
         f"group{version}-{names.safe(name)}": Set(
-            f"type ipv{version}_addr",
-            {text: "" for port in held if name in port.rulesets for text in addresses(port, version)},
+            f"type ipv{version}_addr", _joined_keys(one.addresses[version] for one in held[name])
         )
         for name in spoken
         for version in (4, 6)
@@ -160,7 +184,8 @@ def _numbers(combinations: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], i
 
 def _dispatch(wanted: Wanted, plugged: Plugged) -> dict[str, Set]:
     """From interface to number, and from number to chain. Two maps, as the kernel walks all that a verdict map leads to at each change."""
-    numbers = {port.interface: f" : {plugged.numbers[port.rulesets]:#x}" for port in plugged.ports}
+    told = {combination: f" : {number:#x}" for combination, number in plugged.numbers.items()}
+    numbers = {port.interface: told[port.rulesets] for port in plugged.ports}
     doors = {_DOOR: names.UPLINK} if wanted.door != "none" else {}
     if wanted.vxlan:
         doors[_TUNNEL] = names.TUNNEL
@@ -211,7 +236,7 @@ def _rule_chains(specs: Mapping[str, RuleSetSpec], *, remote: bool) -> Iterator[
 def _lines(rule: Rule, label: str, *, remote: bool) -> Iterator[str]:
     verdict = f"meta mark set {_ALLOWED:#x} return" if rule.action == "allow" else _REFUSE
     protocol = _PROTOCOLS[rule.protocol] + _port_match(rule.ports)
-    for end in _ends(rule, remote=remote):
+    for end in _far_ends(rule, remote=remote):
         yield f'{protocol}{end}counter {verdict} comment "{label}"'
 
 
@@ -236,7 +261,7 @@ def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _ends(rule: Rule, *, remote: bool) -> Iterator[str]:
+def _far_ends(rule: Rule, *, remote: bool) -> Iterator[str]:
     """The other end, in as many rules as it takes. Ports of other hosts of a VXLAN are in "default": what they are else is known there."""
     side = "daddr" if rule.direction == "out" else "saddr"
     if rule.cidr:
@@ -281,22 +306,24 @@ def _log(what: str) -> tuple[str, ...]:
     return (f'ct state new ct mark 0x0 {limit} log prefix "{what} " group {FLOW_GROUP} snaplen 96 queue-threshold 16',)
 
 
-def _generation(inet: Table, *, flow_log: bool) -> Table:
-    """The table with the mark of connections that its rules allowed: a number that is another whenever anything in it is."""
-    # Sorted, so that the same ports in another order are the same rules. Never 0, the mark of a connection that was not judged.
-    told = sorted(f"{title}{key}{value}" for title, held in inet.sets.items() for key, value in held.elements.items())
-    ruled = sorted(f"{title}{chain.rules}" for title, chain in inet.chains.items())
-    mark = int(names.digest("\n".join((*told, *ruled)))[:8], 16) | 1
+def _mark(ports: Iterable[Identity], sets: Mapping[str, Set], chains: Mapping[str, Chain]) -> int:
+    """The mark of connections that the rules allowed: another whenever anything in them is. Never 0, that of a connection not yet judged."""
+    told = [one.digest for one in ports]
+    told += [f"{title}{key}{value}" for title, held in sets.items() for key, value in held.elements.items()]
+    told += [f"{title}{chain.rules}" for title, chain in chains.items()]
+    # Sorted, so that the same ports in another order are the same rules.
+    return int(names.digest("\n".join(sorted(told)))[:8], 16) | 1
+
+
+def _ends(mark: int, *, flow_log: bool) -> dict[str, Chain]:
     log = _log("allowed") if flow_log else ()
-    ends = {"known": Chain((f"ct mark {mark:#x} accept",)), "settle": Chain((*log, f"ct mark set {mark:#x}", "accept"))}
-    return inet._replace(chains={**inet.chains, **ends})
+    return {"known": Chain((f"ct mark {mark:#x} accept",)), "settle": Chain((*log, f"ct mark set {mark:#x}", "accept"))}
 
 
-def _arp(ports: Sequence[Attachment]) -> Table:
-    identities = _identities(ports)
+def _arp(inet: Mapping[str, Set]) -> Table:
     sets = {
         **guards.arp_limits(),
-        "cards": identities["cards"],
-        "sources": identities["sources4"]._replace(head="type ifname . ether_addr . ipv4_addr"),
+        "cards": inet["cards"],
+        "sources": inet["sources4"]._replace(head="type ifname . ether_addr . ipv4_addr"),
     }
     return Table("arp", TABLE, guards.ARP_REASONS, sets, guards.arp_chains())

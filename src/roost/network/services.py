@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from roost import log
 from roost.errors import NotStarted, RoostError
 from roost.host import jail, sockets
+from roost.host.filewatch import FileWatch
 from roost.host.jail import Entrance, Jail
 from roost.host.namespaces import Namespaces
 from roost.host.paths import NetworkFiles, Paths
@@ -72,6 +74,8 @@ class Services:
         self._instances = instances
         self._networks: dict[str, _Network] = {}
         self._shared_turn = asyncio.Lock()
+        self._resolvers: FileWatch | None = None
+        self._asked: tuple[str, ...] = ()
         files = paths.services
         self._upstream = Kept("the relay to the host's resolvers", files.process("upstream"), self._all_changed)
         self._metadata = Kept("the metadata service", files.process("metadata"), self._all_changed)
@@ -79,6 +83,22 @@ class Services:
     def _group(self, name: str) -> str:
         """The control group of a process that serves all networks of this daemon; the host may have several."""
         return f"{name}-{_short(str(self._paths.run))}"
+
+    def _watch_resolvers(self) -> None:
+        """Notice from now on that the host has other resolvers."""
+        if self._resolvers is not None:
+            return
+        self._asked = resolving.of_host()
+        try:
+            self._resolvers = FileWatch(resolving.RESOLVERS, self._resolvers_changed)
+        except OSError as error:
+            log.get(__name__).warning("the host's resolvers are not watched", why=str(error))
+
+    def _resolvers_changed(self) -> None:
+        before, self._asked = self._asked, resolving.of_host()
+        if before != self._asked:
+            for uid in self._networks:
+                self._changed(uid)
 
     def _all_changed(self) -> None:
         for uid, network in self._networks.items():
@@ -129,6 +149,9 @@ class Services:
 
     async def close(self) -> None:
         """Let go: all of them go on."""
+        if self._resolvers is not None:
+            self._resolvers.close()
+            self._resolvers = None
         for kept in (
             self._upstream,
             self._metadata,
@@ -207,6 +230,8 @@ class Services:
     async def _ensure_upstream(self, wanted: Wanted, place: str, inside: Relay) -> None:
         """Where the network asks for what it does not know, on its own loopback, it is answered by the host's resolvers."""
         needed = wanted.door != "none" and not wanted.resolvers
+        if needed:
+            self._watch_resolvers()
         servers = resolving.of_host() if needed else ()
         keys = {
             f"{_short(wanted.uid)}-{_short(f'{place} {port} {server} {protocol}')}": (port, Way(protocol, server, 53))

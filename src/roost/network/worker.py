@@ -49,6 +49,7 @@ _DROPPED = "dropped"
 _SNDBUFFORCE = 32  # asm-generic/socket.h
 """The set in which the rules count what they drop, by port."""
 _NETWORK = "/proc/self/ns/net"
+_TOLD = 8
 
 
 def main(number: int) -> None:
@@ -71,6 +72,7 @@ def _serve_and_end(control: socket.socket, descriptors: list[int]) -> None:
         control.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.alarm(_SECONDS)
+        nftables.leave_open()
         _serve(socket.socket(fileno=descriptors[0]), descriptors[1:])
     finally:
         os._exit(0)
@@ -94,6 +96,7 @@ def _serve(stream: socket.socket, namespaces: list[int]) -> None:
         data = msgspec.json.encode(answer)
         sent = socket.send_fds(stream, [data], given) if given else 0
         stream.sendall(data[sent:])
+    stream.close()  # before all others: see nftables.leave_open
 
 
 def _chunks(stream: socket.socket) -> Iterator[bytes]:
@@ -221,19 +224,32 @@ def _outer(door: Links, request: Outer) -> Answer:
 def _join(door: Links, request: Outer) -> None:
     """Only what is a bridge already: a card that was made part of one would lose the host's own addresses. The bridge keeps its MTU and its MAC
     address, which it takes from its ports: the least of each, unless told otherwise."""
-    what, master = "the bridged network is not made", door.all().get(request.master)
-    if master is None:
-        raise Unavailable(what, f"this host has no interface {request.master}", "ip link show type bridge")
-    if master.kind != "bridge":
-        fix = "make a bridge of the host that has the interface as a port and bears the host's address, and name that"
-        raise Unavailable(
-            what, f"{request.master} is no bridge, and must not lose the host's own addresses to one", fix
-        )
+    master = bridge(door.all(), request.master)
     tail = names.digest(request.name)
     mac = "fe:ff:" + ":".join(tail[index : index + 2] for index in range(0, 8, 2))
     door.set(request.name, mtu=master.mtu, mac=mac)
     door.set(request.name, master=request.master)
     door.set(request.name, up=True)
+
+
+def bridge(there: Mapping[str, LinkFacts], name: str) -> LinkFacts:
+    """The host's bridge of that name among its links. Raises Unavailable, with those that it has."""
+    found = there.get(name)
+    if found is not None and found.kind == "bridge":
+        return found
+    own = sorted(title for title, link in there.items() if link.kind == "bridge")
+    # A macvtap on a plain interface needs no bridge, and so has no port at which the guards could be; nor does the host itself reach what is on it.
+    why = (
+        f"{name} is no bridge: it must not lose the host's addresses to one, and on it nothing keeps a machine to its own MAC address"
+        if found is not None
+        else f"this host has no interface {name}"
+    )
+    fix = (
+        f"name a bridge of this host ({', '.join(own[:_TOLD])}): roost network create NAME --mode bridged --interface {own[0]}"
+        if own
+        else f"let this host's network configuration make a bridge with {name} as its port, and name that; or use --mode routed"
+    )
+    raise Unavailable("the bridged network is not made", why, fix)
 
 
 def _routes(door: Links) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,3 +215,28 @@ def test_the_host_s_table_speaks_of_tunnels_only_where_there_are_some() -> None:
     none, some = outside.of(SAMPLES["nat"]).elements, outside.of(SAMPLES["vxlan"]).elements
     assert "@th" not in nft.replacing([outside.table(none)])
     assert "192.0.2.8 . 4789 . 0x2a" in nft.replacing([outside.table(none | some)])
+
+
+def _mark(wanted: Wanted) -> tuple[str, ...]:
+    return plan.fabric(wanted).tables[0].chains["known"].rules
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"mac": "52:54:00:00:0a:0b"}, {"addresses": ("10.20.0.77",)}, {"rulesets": ()}, {"up": 8_000}, {"link": False}],
+)
+def test_connections_are_judged_anew_when_anything_in_the_rules_is_otherwise(field: dict[str, Any]) -> None:
+    network = SAMPLES["nat"]
+    changed = network.ports[0]._replace(**field)
+    assert _mark(network._replace(ports=(changed, *network.ports[1:]))) != _mark(network)
+    assert _mark(network._replace(ports=network.ports[::-1])) == _mark(network)
+
+
+def test_a_port_may_have_the_same_address_in_another_notation_but_no_other_may() -> None:
+    network = SAMPLES["nat"]
+    one, other = network.ports[0], network.ports[1]
+    text = next(text for text in one.addresses if ":" in text)
+    again = one._replace(addresses=tuple(it.upper() if it == text else it for it in one.addresses))
+    assert plan.fabric(network._replace(ports=(again, *network.ports[1:]))) == plan.fabric(network)
+    with pytest.raises(Invalid, match="can not be made"):
+        plan.fabric(network._replace(ports=(one, other._replace(addresses=(text.upper(),)))))

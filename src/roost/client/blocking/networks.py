@@ -13,11 +13,13 @@ import msgspec
 from roost.client.blocking.objects import Objects
 from roost.client.blocking.session import Session
 from roost.client.protocol import Request, path
-from roost.errors import Conflict, NotFound
+from roost.errors import Conflict, Invalid, NotFound
 from roost.model.codec import plain
 from roost.model.kinds import BY_NAME
 from roost.model.machine import Machine
-from roost.model.network import Network
+from roost.model.network import Network, PortSpec
+
+_FIXED = ("network", "name", "mac")
 
 ATTEMPTS = 5
 """Times that a change of a machine is tried that somebody else changes too."""
@@ -58,6 +60,21 @@ class Networks(Objects[Network]):
             return left
 
         return self._change_ports(machine, change)
+
+    def port(self, machine: str, name: str = "") -> tuple[str, PortSpec]:
+        """A machine's port and its name, which may be left out where it has one. Raises NotFound, Invalid (it has several)."""
+        return one_port(machine, (self._machines.get(machine)).spec.ports, name)
+
+    def set_port(self, machine: str, name: str = "", **changes: Any) -> tuple[bool, PortSpec]:
+        """Change fields of a machine's port, running or not: whether it was otherwise, and what it is now. `changes` are fields of PortSpec
+        (`rulesets`, `bandwidth`, `link`, `addresses`); connections that the new rules allow go on. Raises as `port` does."""
+        before = self.port(machine, name)
+
+        def change(ports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [changed_port(it, changes) if before[0] == (it["name"] or it["network"]) else it for it in ports]
+
+        _, after = one_port(machine, (self._change_ports(machine, change)).spec.ports, before[0])
+        return after != before[1], after
 
     def picture(self, name: str) -> dict[str, Any]:
         """Who is plugged in, with addresses, rule sets and what passed. Raises NotFound."""
@@ -104,6 +121,8 @@ class Networks(Objects[Network]):
         for _ in range(ATTEMPTS):
             seen = self._machines.get(machine)
             ports: Sequence[Any] = change(plain(seen.spec.ports))
+            if ports == plain(seen.spec.ports):
+                return seen
             body = {"spec": {"ports": ports}, "meta": {"revision": seen.meta.revision}}
             try:
                 self._session.call("PATCH", path("machines", self._project, machine), body)
@@ -112,3 +131,28 @@ class Networks(Objects[Network]):
                 continue
             return self._machines.get(machine)
         raise taken
+
+
+def one_port(machine: str, ports: Sequence[PortSpec], name: str) -> tuple[str, PortSpec]:
+    """The port that is meant by a name, or by none, with its name. Raises NotFound, Invalid."""
+    held = {port.title: port for port in ports}
+    titles = ", ".join(held)
+    if name and name not in held:
+        why = f"it has {titles}" if held else "it is plugged into no network"
+        raise NotFound(f'machine "{machine}" has no port "{name}"', why, f"roost network attach NETWORK {machine}")
+    if not held:
+        raise NotFound(f'machine "{machine}" is plugged into no network', fix=f"roost network attach NETWORK {machine}")
+    if not name and len(held) > 1:
+        fix = f"say which: roost network port {machine} {next(iter(held))}"
+        raise Invalid("which port is not clear", f'machine "{machine}" has {titles}', fix)
+    title = name or next(iter(held))
+    return title, held[title]
+
+
+def changed_port(port: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The port with these fields; of its bandwidth only what is given is another. Raises Invalid for what can not change."""
+    fixed = next((field for field in _FIXED if field in changes), None)
+    if fixed is not None:
+        raise Invalid("the port is not changed", f"its {fixed} is what it is", "unplug it, and plug in another")
+    bandwidth = {**port["bandwidth"], **(changes.get("bandwidth") or {})}
+    return {**port, **changes, "bandwidth": bandwidth}
