@@ -15,19 +15,28 @@ from roost.control.checkpoints import Checkpoint, Checkpoints
 from roost.control.custody import Custody
 from roost.control.events import Recorder
 from roost.control.forwards import Forwards
+from roost.control.holds import Holds
+from roost.control.holds import Parts as HoldParts
 from roost.control.loop import Loop
 from roost.control.machines import Machines
 from roost.control.networks import Means, Networks, Residents, RuleSets
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.pools import Pools
+from roost.control.poolwatch import Parts as WatchParts
+from roost.control.poolwatch import PoolWatch
 from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.records import Records
 from roost.control.reservations import Reservations
 from roost.control.taking import Parts, Taker
+from roost.control.volumes import Means as VolumeMeans
+from roost.control.volumes import Volumes
+from roost.control.volumesnapshots import VolumeSnapshots
+from roost.control.volumesources import Sources
 from roost.control.warmth import Cold
 from roost.control.world import World
-from roost.errors import RoostError
+from roost.errors import RoostError, Unavailable
 from roost.host.paths import MachineFiles, Paths
 from roost.host.reserve import Reserve
 from roost.hypervisor.base import Launch
@@ -38,12 +47,14 @@ from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import GiB, Meta, MiB
 from roost.model.node import Verdict
+from roost.model.pool import Pool, PoolSpec
 from roost.storage.layers import Base, Next
 from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from roost.testing.hypervisor import FakeHypervisor
 from roost.testing.network import FakeFabrics
+from roost.testing.pool import FakePool as FakeVolumePool
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 FACTS = HostFacts(arch="x86_64", kernel="6.1", boot="this-boot", cpus=2, memory=8 * GiB)
@@ -137,6 +148,26 @@ class FakeTemplates:
         self.asked.append(f"used {checkpoint.id}")
 
 
+class FakeKeys:
+    """One key for each project, unless a test takes them away."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.made = 1
+
+    async def current(self, project: str) -> str:
+        return f"{project}-{self.made}"
+
+    async def rotate(self, project: str) -> str:
+        self.made += 1
+        return await self.current(project)
+
+    async def key(self, project: str, name: str) -> bytes:
+        if self.lost:
+            raise Unavailable("the key is lost", "nobody has it", "look in a backup")
+        return name.encode()
+
+
 class Bench:
     """A control plane; `restart` makes the next one over the same store and the same guests."""
 
@@ -150,6 +181,9 @@ class Bench:
         self.templates = FakeTemplates()
         self.fabrics = FakeFabrics()
         self.memory_free = 4 * GiB
+        self.directory = directory
+        self.places: dict[str, FakeVolumePool] = {}
+        self.keys = FakeKeys()
         self.begin()
 
     def begin(self) -> None:
@@ -164,6 +198,7 @@ class Bench:
         self.networks = Networks(
             records, recorder, Means(self.fabrics, self.addresses, self.fabrics.door, self.loop.wake, Residents())
         )
+        self._begin_storage(records, recorder)
         world = World(
             hypervisor=self.hypervisor,
             images=self.pool,
@@ -182,6 +217,8 @@ class Bench:
             reservations=Reservations(self.clock, lambda: self.memory_free, kept_back=0),
             prepare=_prepare,
             ports=Ports(records, self.networks, self.addresses),
+            holds=self.holds,
+            watch=self.watch,
         )
         self.machines = Machines(records, recorder, self.custody, world, self.loop.wake_after)
         self.loop.add("machines/", self.machines)
@@ -191,6 +228,29 @@ class Bench:
         following = (self.networks.follow_machines(), self.networks.follow_rules(), self.networks.follow_forwards())
         tasks = (self.loop.run(), self.pictures.follow(), *following)
         self.tasks = [spawn_task(work, f"work {number}") for number, work in enumerate(tasks)]
+
+    def _begin_storage(self, records: Records, recorder: Recorder) -> None:
+        """Volumes in fake pools, which outlive a restart as what they stand for does."""
+        self.pools = Pools(records, recorder, self.open_pool, lambda: None)
+        self.watch = PoolWatch(WatchParts(records, recorder, self.pools, self.clock, self.loop.wake))
+        parts = HoldParts(records, self.pools, self.keys, self.custody.guest, "fake", self.loop.wake)
+        self.holds = Holds(parts)
+        sources = Sources(records, self.holds, self.pool, lambda digest: self.directory / digest)
+        means = VolumeMeans(self.holds, sources, self.clock, self.wall, lambda: None, self.loop.wake_after)
+        self.loop.add("pools/", self.pools)
+        self.loop.add("volumes/", Volumes(records, recorder, means))
+        self.loop.add("volumesnapshots/", VolumeSnapshots(records, recorder, self.holds, lambda: None))
+
+    def wall(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.clock.now())
+
+    async def open_pool(self, pool: Pool) -> FakeVolumePool:
+        return self.places.setdefault(pool.name, FakeVolumePool(self.directory / "pools" / pool.name))
+
+    async def add_pool(self, name: str = "default", **spec: object) -> None:
+        pool = Pool(name=name, meta=Meta(uid=f"pool-{name}"), spec=msgspec.structs.replace(PoolSpec(), **spec))
+        await self.store.put(f"pools/{name}", codec.encode(pool), expect=0)
+        await self.settle()
 
     async def end(self) -> None:
         await self.loop.stop()

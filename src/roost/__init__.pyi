@@ -33,6 +33,8 @@ from roost.model.machine import Source as Source
 from roost.model.machine import Timing as Timing
 from roost.model.machine import User as User
 from roost.model.node import Node as Node
+from roost.model.pool import Pool as Pool
+from roost.model.pool import PoolSpec as PoolSpec
 from roost.model.program import PolicySpec as PolicySpec
 from roost.model.program import Program as Program
 from roost.model.program import ProgramSpec as ProgramSpec
@@ -43,6 +45,12 @@ from roost.model.project import Quota as Quota
 from roost.model.snapshot import Snapshot as Snapshot
 from roost.model.snapshot import SnapshotSpec as SnapshotSpec
 from roost.model.snapshot import SnapshotStatus as SnapshotStatus
+from roost.model.volume import Limits as Limits
+from roost.model.volume import Mount as Mount
+from roost.model.volume import Volume as Volume
+from roost.model.volume import VolumeSnapshot as VolumeSnapshot
+from roost.model.volume import VolumeSpec as VolumeSpec
+from roost.model.volume import VolumeStatus as VolumeStatus
 from roost.runtimes.calls import LimitReached as LimitReached
 from roost.runtimes.calls import Trap as Trap
 from roost.runtimes.calls import Wasm as Wasm

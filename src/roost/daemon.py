@@ -11,7 +11,7 @@ import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -26,8 +26,11 @@ from roost.build import build_id
 from roost.config import Config, load
 from roost.control import examination, plane
 from roost.control.admission import Admission
+from roost.control.appliances import Appliances
 from roost.control.custody import Custody
 from roost.control.events import now
+from roost.control.exports import Pool as ExportPool
+from roost.control.holds import Keys
 from roost.control.images import ImageReconciler
 from roost.control.networklooks import NetworkLooks
 from roost.control.networks import Residents
@@ -50,12 +53,13 @@ from roost.hypervisor.console import RECORD
 from roost.hypervisor.qemu import Qemu
 from roost.model import codec
 from roost.model.facts import HostFacts
-from roost.model.image import Image
+from roost.model.image import DiskFormat, Image
 from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch, Meta
 from roost.model.network import Mode
 from roost.model.node import Verdict
+from roost.model.pool import Pool as StoragePool
 from roost.model.program import RESTING, Program
 from roost.model.project import Project
 from roost.network.base import Door, Fabrics
@@ -63,9 +67,12 @@ from roost.network.fabric import NetworkFabric
 from roost.network.services import Services as NetworkServices
 from roost.network.usernet import UserNetwork
 from roost.storage import fetch, formats
+from roost.storage.directory import DirectoryPool
 from roost.storage.images import Images
+from roost.storage.keys import KeyStore
 from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest, Progress
+from roost.storage.pool import Pool as Place
 from roost.store.base import Store
 from roost.store.sqlite import SqliteStore
 
@@ -80,7 +87,7 @@ BACKLOG = 1024
 _log = log.get(__name__)
 
 
-class Pool(ControlPool, Protocol):
+class Pool(ControlPool, ExportPool, Protocol):
     """What machines, images and uploads need of the image pool together."""
 
     async def ensure_upload(
@@ -93,6 +100,10 @@ class Pool(ControlPool, Protocol):
         sha256: str | None = None,
     ) -> Manifest:
         """The disk that `stream` delivers."""
+        ...
+
+    async def export(self, digest: str, format: DiskFormat, name: str) -> AsyncIterator[bytes]:
+        """The disk of an image, converted."""
         ...
 
 
@@ -112,6 +123,8 @@ class Engines(NamedTuple):
     fabrics: Fabrics
     door: Callable[[Mode], Awaitable[tuple[Door, str]]]
     residents: Residents
+    open_pool: Callable[[StoragePool], Awaitable[Place]]
+    keys: Keys
     close: Callable[[], Awaitable[None]] = nothing
     doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
 
@@ -238,12 +251,14 @@ class _Uploads:
         )
         await self._reconciler.finish_upload(key_of(BY_NAME["image"], image.project, image.name), manifest)
 
-    async def download(self, image: Image) -> AsyncIterator[bytes]:
+    async def download(self, image: Image, format: DiskFormat) -> AsyncIterator[bytes]:
         """The disk from the pool."""
         manifest = self._pool.find(image.status.digest) if image.status.phase == "ready" else None
         if manifest is None or manifest.format == "none":
             why = "it has no disk, only a kernel" if manifest is not None else f"it is {image.status.phase}"
             raise Conflict(f'image "{image.name}" was not exported', why, "roost image list")
+        if format != "qcow2":
+            return await self._pool.export(manifest.digest, format, image.name)
         return _pieces(self._paths.image(manifest.digest).disk)
 
 
@@ -268,6 +283,7 @@ async def build(
         engine = await (engines or real_engines)(paths, facts)
         stack.push_async_callback(engine.close)
         await _ensure_projects(store)
+        await _ensure_pool(store)
         here = _Here(store, facts, engine.verdict)
         await here.announce()
         control = await plane.begin(Here(store, paths, facts, clock, here.verdict, here.name), engine, stack)
@@ -283,10 +299,12 @@ def _services(here: Here, engine: Engines, control: Plane) -> Services:
         if area != "storage":
             return await engine.doctor(area)
         findings = await examination.examine(Records(here.store), control.layers, control.checkpoints, paths)
+        findings += await examination.examine_pools(Records(here.store), control.storage.pools)
         return {"area": area, "findings": [finding._asdict() for finding in findings]}
 
     return Services(
         store=here.store,
+        appliances=Appliances(here, engine.hypervisor, engine.pool, control),
         guests=_Guests(control.custody, paths),
         uploads=_Uploads(engine.pool, control.images, paths),
         programs=_Programs(Records(here.store), control, paths),
@@ -326,6 +344,9 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     async def examine(area: str) -> Mapping[str, Any]:
         return await _examine(area, paths, facts)
 
+    async def open_pool(wanted: StoragePool) -> Place:
+        return DirectoryPool(paths, wanted.meta.uid, wanted.spec.path, lambda digest: _disk(pool, digest))
+
     residents = Residents()
     fabric = NetworkFabric(paths, facts, lambda changed: NetworkServices(paths, facts, changed, residents.instance))
     return Engines(
@@ -338,6 +359,8 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
         fabrics=fabric,
         door=fabric.door,
         residents=residents,
+        open_pool=open_pool,
+        keys=KeyStore(paths.keys),
         close=fabric.close,
         doctor=examine,
     )
@@ -379,6 +402,13 @@ async def _ensure_projects(store: Store) -> None:
             await store.put(key_of(kind, "", name), codec.encode(project), expect=0)
         except Conflict:
             continue
+
+
+async def _ensure_pool(store: Store) -> None:
+    """The pool that always exists: a directory below the daemon's own."""
+    pool = StoragePool(name="default", meta=Meta(uid=str(uuid.uuid4()), created=now(), creator="roost"))
+    with suppress(Conflict):
+        await store.put(key_of(BY_NAME["pool"], "", pool.name), codec.encode(pool), expect=0)
 
 
 async def serve(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roost.errors import Invalid
-from roost.storage import formats, importing
+from roost.storage import conversion, formats
 from tests.conformance.test_images import MiB, a_qcow2, blocks, left, needs_qemu_img, pool, qemu_img, silent
 from tests.qcow2 import header
 
@@ -78,7 +78,7 @@ async def test_a_qcow2_header_inside_a_guests_disk_is_content_and_never_followed
     raw.write_bytes(trap.ljust(16 * MiB, b"\0"))
     target = tmp_path / "out.qcow2"
     target.touch()
-    await importing.convert(raw, target, "raw", "guest", 64 * MiB)
+    await conversion.convert(conversion.whole(raw, "raw"), target, "qcow2", "guest", 64 * MiB)
     assert qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, target).strip() == "Images are identical."
     assert SECRET[:40] not in target.read_bytes()
 
@@ -110,8 +110,8 @@ async def test_a_disk_of_8_eib_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_node_for_a_tool_names_its_drivers_and_nothing_below() -> None:
-    assert json.loads(importing.node("qcow2", "/source").removeprefix("json:")) == {
+    assert json.loads(conversion.nodes(conversion.whole(Path("x"), "qcow2"))[0].removeprefix("json:")) == {
         "driver": "qcow2",
-        "file": {"driver": "file", "filename": "/source"},
+        "file": {"driver": "file", "filename": "/source0"},
         "backing": None,
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from roost.control.networks import Residents
@@ -10,10 +12,12 @@ from roost.control.preparation import Prepared
 from roost.daemon import Engines, main
 from roost.model.machine import Machine
 from roost.model.node import Verdict
+from roost.model.pool import Pool as StoragePool
 from roost.storage.manifest import Manifest
 from roost.testing.hypervisor import FakeHypervisor
 from roost.testing.network import FakeFabrics
-from tests.control_plane import FakeLayers
+from roost.testing.pool import FakePool
+from tests.control_plane import FakeKeys, FakeLayers
 
 MANIFEST = Manifest(
     digest="sha256:" + "0" * 64,
@@ -55,6 +59,9 @@ async def engines(*_: object) -> Engines:
     async def prepare(machine: Machine, manifest: Manifest) -> Prepared:
         return Prepared()
 
+    async def open_pool(wanted: StoragePool) -> FakePool:
+        return FakePool(Path(tempfile.mkdtemp()))
+
     pool: Any = Pool()
     layers: Any = FakeLayers()
     return Engines(
@@ -67,6 +74,8 @@ async def engines(*_: object) -> Engines:
         FakeFabrics(),
         FakeFabrics.door,
         Residents(),
+        open_pool,
+        FakeKeys(),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from roost.host import kernel, links
+from roost.model.ruleset import Rule, RuleSetSpec
 from roost.network import guards, names
 from roost.network.base import Wanted
 from tests.fabrics import LAN, OTHER, engine, on_host, plug, port, sh, wanted
@@ -301,3 +302,26 @@ def test_the_bandwidth_of_a_port_is_bounded_and_can_be_changed(who: str) -> None
             return found
 
     assert on_host(who, main) == [(), (), ()]
+
+
+@both
+def test_a_port_with_other_rules_and_bandwidth_keeps_the_connections_that_these_allow(who: str) -> None:
+    async def main() -> list[bool]:
+        async with engine() as fabric:
+            network = wanted(
+                2, rulesets={"web": RuleSetSpec(rules=(Rule(direction="in", protocol="udp", ports=("2",)),))}
+            )
+            await fabric.ensure(network)
+            one, two = await plug(fabric, network)
+            one.send4(udp(one.address4, two.address4, (1, 2), b"first"))
+            found = [two.hears(b"first")]
+            for rulesets, down in ((("web",), 8_000_000), (("default",), None), ((), None)):
+                changed = port(1, rulesets=rulesets, down=down)
+                await fabric.ensure(network._replace(ports=(network.ports[0], changed)))
+                back, there = (f"{way} {rulesets}".encode() for way in ("back", "there"))
+                two.send4(udp(two.address4, one.address4, (2, 1), back))
+                one.send4(udp(one.address4, two.address4, (1, 2), there))
+                found += [one.hears(back, 0.5), two.hears(there, 0.5)]
+            return found
+
+    assert on_host(who, main) == [True, True, True, True, True, False, False]

@@ -164,7 +164,7 @@ def test_a_killed_worker_is_replaced(who: str) -> None:
     assert on_host(who, main) == [True, ()]
 
 
-async def _life(home: Path, point: str, action: str) -> int:
+async def _life(home: Path, point: str, action: str, uid: str = LAN) -> int:
     """A daemon that makes, plugs, removes; and dies at a failpoint, with its worker. Its exit code."""
     pid = os.fork()
     if pid == 0:
@@ -172,19 +172,19 @@ async def _life(home: Path, point: str, action: str) -> int:
         asyncio.set_event_loop_policy(None)
         asyncio.events._set_running_loop(None)
         try:
-            asyncio.run(_lead(home))
+            asyncio.run(_lead(home, uid))
         finally:
             os._exit(0)
     return await asyncio.to_thread(lambda: os.waitpid(pid, 0)[1])
 
 
-async def _lead(home: Path) -> None:
+async def _lead(home: Path, uid: str = LAN) -> None:
     fabric = NetworkFabric(paths(home), None)  # type: ignore[arg-type]
-    network = wanted(door=door())
+    network = wanted(uid=uid, door=door())
     await fabric.ensure(network)
-    tap = await fabric.plug(LAN, network.ports[0].interface)
+    tap = await fabric.plug(uid, network.ports[0].interface)
     os.close(tap)
-    await fabric.remove(LAN)
+    await fabric.remove(uid)
 
 
 @both
@@ -214,6 +214,25 @@ def test_a_daemon_killed_between_any_two_steps_leaves_what_the_next_one_finishes
         return found
 
     assert on_host(who, main) == [signal.SIGKILL, True, [], signal.SIGKILL, []]
+
+
+@needs_root
+@pytest.mark.fault(94)
+@pytest.mark.parametrize("point", ["network.announced", "network.guarded"])
+def test_what_a_killed_daemon_put_into_the_hosts_table_goes_with_its_network_while_another_stays(point: str) -> None:
+    async def main() -> list[Any]:
+        with tempfile.TemporaryDirectory() as directory:
+            home = Path(directory)
+            async with engine(home) as fabric:
+                await fabric.ensure(wanted(door="kernel"))
+            died = os.WTERMSIG(await _life(home, point, "kill", OTHER))
+            async with engine(home) as fabric:
+                await fabric.remove(OTHER)
+                table = sh("nft list table inet roost")
+                await fabric.remove(LAN)
+            return [died, names.veth(OTHER) in table, names.veth(LAN) in table, left(home)]
+
+    assert on_host("root", main) == [signal.SIGKILL, False, True, []]
 
 
 @both
@@ -412,3 +431,27 @@ def test_the_door_is_the_kernel_where_a_packet_gets_through_and_pasta_where_a_fi
             return [*found, kind, "firewall" in why, sh("ip -br link").split()[0::9]]
 
     assert on_host("root", main) == [("kernel", ""), ("none", ""), "pasta", True, ["lo"]]
+
+
+@both
+def test_changes_of_ours_are_never_taken_for_those_of_others_and_each_is_a_small_one(who: str) -> None:
+    async def main() -> list[Any]:
+        async with engine() as fabric:
+            network = wanted(40)
+            told: list[str] = []
+            fabric.on_change(told.append)
+            await fabric.ensure(network)
+            asked: list[str] = []
+            ask = fabric._worker.ask
+
+            async def noted(request: Any, *namespaces: Any) -> Any:
+                asked.append(type(request).__name__)
+                return await ask(request, *namespaces)
+
+            fabric._worker.ask = noted  # type: ignore[method-assign]
+            await fabric.ensure(network._replace(ports=network.ports[1:]))
+            await fabric.ensure(network)
+            await asyncio.sleep(0.4)
+            return [told, list(asked), (await fabric.look(LAN)).differs]
+
+    assert on_host(who, main) == [[], ["Update", "Update"], ()]

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.appliances import vmware
 from tests.daemon import ROOST, Daemon
+from tests.disks import tar
 from tests.needs import needs_program
 from tests.qcow2 import header
 
@@ -99,6 +101,22 @@ def test_an_image_is_exported_whole_and_can_be_read_elsewhere(
     none = daemon.roost("image", "export", "tiny", str(tmp_path / "tiny.qcow2"), check=False)
     assert none.returncode == 4
     assert not (tmp_path / "tiny.qcow2").exists()
+
+
+def test_a_disk_goes_out_as_a_vmdk_and_comes_back_in_an_ova(
+    daemon: Daemon, tiny: str, imported: str, tmp_path: Path
+) -> None:
+    nonce = secrets.token_hex(8)
+    daemon.roost("image", "import", str(boot_disk(tmp_path / "disk.raw", nonce)), "--name", imported)
+    daemon.roost("image", "export", imported, str(tmp_path / "disk.vmdk"))
+    daemon.roost("image", "delete", imported)
+    vmdk = (tmp_path / "disk.vmdk").read_bytes()
+    (tmp_path / "disk.ova").write_bytes(tar({"vm.ovf": vmware(size=len(vmdk)), "disk.vmdk": vmdk}))
+    daemon.roost("image", "import", str(tmp_path / "disk.ova"), "--name", imported)
+    daemon.roost("image", "export", imported, str(tmp_path / "again"), "--format", "raw")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "disk.raw").read_bytes()
+    daemon.roost("launch", imported, "hello", "--firmware", "bios", "--network", "none", "--no-wait")
+    assert says(daemon, "hello", nonce)
 
 
 def test_a_debian_disk_from_elsewhere_boots_and_answers(daemon: Daemon, imported: str, tmp_path: Path) -> None:

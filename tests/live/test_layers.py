@@ -350,7 +350,7 @@ async def test_a_full_disk_harms_no_disk_and_nothing_is_left(full: Path, monkeyp
     with pytest.raises(Unavailable) as flattened:
         await host.layers.flatten(machine, host.image)
     fill_up = full / "more"
-    fill_up.write_bytes(bytes(os.statvfs(full).f_bavail * 4096 - 64 * 1024))
+    fill_up.write_bytes(bytes(os.statvfs(full).f_bavail * 4096 - 4 * 1024))
     with pytest.raises(Unavailable) as prepared:
         await host.layers.prepare(machine, host.image)
     with pytest.raises(Unavailable) as created:

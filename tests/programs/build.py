@@ -24,6 +24,7 @@ _SECONDS = 600
 
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "probe": ("probe.c", "attempts.c"),
+    "blocks": ("blocks.c",),
     "escape": ("escape.c",),
     "rawcall": ("rawcall.c",),
     "wasi_escapes": ("wasi_escapes.c",),

@@ -12,6 +12,7 @@ from roost.errors import Conflict, Invalid, NotFound
 from roost.model.machine import Machine, MachineSpec, MachineStatus, Publish, Restore, Schedule, Source
 from roost.model.meta import Meta, MiB
 from roost.model.snapshot import Snapshot, SnapshotSpec, SnapshotStatus
+from roost.model.volume import Mount
 
 PORT = Publish(host_port=8080, guest_port=80)
 WEB = Machine(
@@ -158,3 +159,18 @@ def test_what_a_snapshot_is_of_can_not_change_and_when_it_expires_can() -> None:
     with pytest.raises(Invalid) as refused:
         check_snapshot(other, old, WEB)
     assert [problem.path for problem in refused.value.problems] == ["spec.machine", "spec.memory"]
+
+
+def test_the_memory_of_a_machine_with_volumes_is_not_kept() -> None:
+    parent = changed(WEB, volumes=(Mount(volume="data"),))
+    with pytest.raises(Conflict, match="roost clone web kid --no-memory; or first roost volume detach data web"):
+        child_of(parent, "kid", "m")
+    with pytest.raises(Conflict, match="roost snapshot web --no-memory"):
+        check_snapshot(msgspec.structs.replace(snapshot(), spec=SnapshotSpec(machine="web")), None, parent)
+
+
+def test_a_copy_has_no_volumes_and_says_so() -> None:
+    child = child_of(changed(WEB, volumes=(Mount(volume="data"),), publish=(), power="stopped"), "kid", "m")
+    alone = child_of(changed(WEB, volumes=(Mount(volume="data"),), publish=()), "kid", "m", memory=False)
+    assert (child.spec.volumes, alone.spec.volumes) == ((), ())
+    assert [warning.partition(" of the machine")[0] for warning in child.status.warnings] == ["data"]

@@ -17,21 +17,21 @@ GiB = 1 << 30
 
 def why(head: bytes, size: int = GiB, format: formats.Format | None = None) -> str:
     with pytest.raises(Invalid) as caught:
-        formats.inspect(head, size, "disk.img", format)
+        formats.inspect(formats.Text(head, size), "disk.img", format)
     return caught.value.why
 
 
 def test_a_plain_qcow2_is_accepted_with_its_virtual_size() -> None:
-    assert formats.inspect(header(), GiB, "disk.img") == ("qcow2", 10 * GiB)
+    assert formats.inspect(formats.Text(header(), GiB), "disk.img") == ("qcow2", 10 * GiB)
 
 
 def test_version_2_is_accepted() -> None:
-    assert formats.inspect(header(version=2), GiB, "disk.img").format == "qcow2"
+    assert formats.inspect(formats.Text(header(version=2), GiB), "disk.img").format == "qcow2"
 
 
 @pytest.mark.parametrize("bit", [0, 3, 4])
 def test_harmless_features_are_accepted(bit: int) -> None:
-    assert formats.inspect(header(incompatible=1 << bit), GiB, "disk.img").format == "qcow2"
+    assert formats.inspect(formats.Text(header(incompatible=1 << bit), GiB), "disk.img").format == "qcow2"
 
 
 @pytest.mark.fault(50)
@@ -87,8 +87,8 @@ def test_a_qcow2_shorter_than_its_tables_is_refused() -> None:
 @pytest.mark.parametrize(
     ("head", "word"),
     [
-        (b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"KDMV", "VMDK"), (b"# Disk DescriptorFile\n", "VMDK"),
-        (b"vhdxfile", "VHDX"), (bytes(0x40) + b"\x7f\x10\xda\xbe", "VDI"), (b"<!DOCTYPE html>", "web page"),
+        (b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"# Disk DescriptorFile\n", "VMDK"),
+        (b"COWD", "ESX"), (b"LUKS\xba\xbe", "LUKS"), (b"QED\0", "QED"), (b"<!DOCTYPE html>", "web page"),
         (bytes(0x8001) + b"CD001", "CD image"), (bytes(257) + b"ustar", "tar"),
     ],
 )  # fmt: skip
@@ -97,12 +97,12 @@ def test_other_formats_are_named(head: bytes, word: str) -> None:
 
 
 def test_a_raw_disk_is_accepted_and_is_as_large_as_its_file() -> None:
-    assert formats.inspect(bytes(formats.HEAD), GiB, "disk.img") == ("raw", GiB)
+    assert formats.inspect(formats.Text(bytes(formats.HEAD), GiB), "disk.img") == ("raw", GiB)
 
 
 @pytest.mark.fault(52)
 def test_a_disk_said_to_be_raw_stays_raw_whatever_its_guest_wrote_into_it() -> None:
-    assert formats.inspect(header(backing=b"/etc/shadow"), GiB, "disk.img", "raw") == ("raw", GiB)
+    assert formats.inspect(formats.Text(header(backing=b"/etc/shadow"), GiB), "disk.img", "raw") == ("raw", GiB)
 
 
 def test_a_disk_said_to_be_qcow2_must_be_one() -> None:
@@ -123,7 +123,7 @@ def test_a_raw_disk_that_ends_before_its_partition_table_says_is_refused() -> No
 def test_no_bytes_make_the_judge_fail(data: bytes, size: int) -> None:
     for head in (data, b"QFI\xfb\0\0\0\3" + data):
         try:
-            formats.inspect(head, size, "disk.img")
+            formats.inspect(formats.Text(head, size), "disk.img")
         except Invalid as error:
             assert error.why
 

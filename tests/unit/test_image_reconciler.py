@@ -131,7 +131,9 @@ def image(deleting: str | None = None, status: ImageStatus = PENDING, **spec: ob
     )  # type: ignore[arg-type]
 
 
-READY = ImageStatus(phase="ready", generation=1, digest="sha256:1", arch="x86_64", size=7, virtual_size=8)
+READY = ImageStatus(
+    phase="ready", generation=1, digest="sha256:1", arch="x86_64", size=7, virtual_size=8, firmwares=("direct",)
+)
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ async def test_a_disk_with_hardly_any_room_is_not_begun_with(host: Host, monkeyp
 
 def fill(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """From now on there is no room for files of this name."""
-    atomic, plain = files.atomic_write, layers._write
+    atomic, plain = files.atomic_write, layers.write_new
 
     def atomic_write(path: Path, *arguments: Any, **options: Any) -> None:
         refuse(path)
@@ -287,7 +287,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(files, "atomic_write", atomic_write)
-    monkeypatch.setattr(layers, "_write", write)
+    monkeypatch.setattr(layers, "write_new", write)
 
 
 # Who stands on what.

@@ -400,3 +400,26 @@ async def test_a_machine_whose_disk_found_no_space_goes_on_when_there_is_some(
     assert (stuck.status.phase, after.status.phase) == ("paused", "running")
     assert stuck.status.error is not None
     assert after.status.error is None
+
+
+@pytest.mark.fault(13)
+async def test_a_machine_whose_disk_gives_errors_stands_still_says_so_and_tries_again_now_and_then(
+    bench: Bench,
+) -> None:
+    async def fail() -> Machine:
+        guest(bench).trouble = "Input/output error"
+        guest(bench).become("io-error")
+        await bench.settle()
+        return await bench.get()
+
+    first, stuck = await fail(), await fail()
+    await bench.clock.advance(3)
+    await bench.settle()
+    still = await bench.get()
+    await bench.clock.advance(30)
+    await bench.settle()
+    after = await bench.get()
+    assert [one.status.phase for one in (first, stuck, still, after)] == ["running", "paused", "paused", "running"]
+    assert stuck.status.error is not None
+    assert "Input/output error" in stuck.status.error.why
+    assert after.status.error is None

@@ -8,7 +8,7 @@ import msgspec
 
 from roost.api.view import View
 from roost.errors import Forbidden, NotFound
-from roost.model.access import Principal, Verb, may
+from roost.model.access import OF_HOST, Principal, Verb, may
 from roost.model.image import Image
 from roost.model.kinds import Kind, Object
 from roost.model.program import Program, privileges
@@ -47,9 +47,12 @@ class Gate:
         """
         members = self._view.members(project)
         answer = may(principal, verb, kind.name, members or {})
-        exists = members is not None or kind.name == "node" or (kind.name == "project" and verb == "create")
+        exists = members is not None or kind.name in OF_HOST or (kind.name == "project" and verb == "create")
         if not answer.visible or not exists:
             raise missing(kind, project, name)
+        if not answer.allowed and kind.name in OF_HOST:
+            what = f'{kind.name} "{name or project}" may not be changed by you'
+            raise Forbidden(what, f"{principal.name} is not root and not who runs the daemon", "ask root on this host")
         if not answer.allowed:
             what = f'{kind.name} "{name}"' if name is not None else f"{kind.plural} of project"
             raise Forbidden(
@@ -120,6 +123,8 @@ def _reserved(thing: Object | None) -> tuple[Quota, bool]:
 
 def missing(kind: Kind, project: str, name: str | None) -> NotFound:
     """The one answer for what is not there and for what the caller may not know of."""
+    if not kind.scoped and kind.name in OF_HOST:
+        return NotFound(f'{kind.name} "{name or project}" does not exist', fix=f"roost {kind.name} list")
     if name is None or not kind.scoped:
         wanted = name or project
         own = "roost project create mine && export ROOST_PROJECT=mine"

@@ -13,8 +13,8 @@ Only admins write programs with `policy.fs`, `publish`, `gui`, or a `net` that l
     GET    /openapi.json                          OpenAPI 3.1
     GET    /v1/doctor?area=host|jail|storage        report (JSON); admins only
 
-PLURAL is projects, machines, programs, networks, rulesets, forwards, images, snapshots, nodes or events;
-PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
+PLURAL is projects, machines, programs, networks, rulesets, forwards, images, snapshots, pools, volumes, volumesnapshots, nodes or events;
+PLACE is NAME for projects and pools, else PROJECT/NAME (nodes live in "system").
     GET    /v1/PLURAL?project=P|all&label=k=v&limit=500&continue=TOKEN
                                                   {"items": [OBJECT...], "revision": N, "continue": TOKEN or null}, in order of project and
                                                   name; `project` defaults to "default", `all` is everything the caller may see; label may be
@@ -26,13 +26,17 @@ PLACE is NAME for projects, else PROJECT/NAME (nodes live in "system").
     DELETE /v1/PLURAL/PLACE                       202 OBJECT with `meta.deleting` set (what a reconciler clears up: a watch tells when it is gone),
                                                   200 OBJECT as it was (projects); again: 202 while it goes, then 404
     POST   /v1/machines/PROJECT/NAME/rename       200 OBJECT; body {"name": NEW}
+    POST   /v1/volumes/PROJECT/NAME/rename        200 OBJECT; body {"name": NEW}; a volume in the trash (status.phase) comes back by that;
+                                                  409 while a machine names it
+    DELETE /v1/volumes/PROJECT/NAME?now=true      202 OBJECT; without `now` the volume goes to the trash first, under another name
     POST   /v1/machines/PROJECT/NAME/restore      200 OBJECT; body {"snapshot": "NAME.SNAP", "memory"?: bool}; 409 for a snapshot of another machine
     POST   /v1/machines|snapshots/PROJECT/NAME/clone
                                                   200 {"items": [{"name", "machine": OBJECT} | {"name", "error": {..}}...]}; body {"names":
                                                   [NEW...], "keep_identity"?, "start"?, "memory"?: bool}; one outcome for each name, in their order
                                                   (a name that is taken or over quota stops only itself); all that are made are one commit, and
                                                   copies of one instant
-A snapshot is called MACHINE.SNAP, MACHINE being its `spec.machine` when it is made; only `expires` and labels of it change.
+A snapshot is called MACHINE.SNAP, MACHINE being its `spec.machine` when it is made; only `expires` and labels of it change. A volumesnapshot is
+called VOLUME.SNAP likewise. Pools are seen by everybody and written by admins.
 Nodes and events are read-only (405). A write may carry `status` and the rest of `meta` only as they stand (PUT what GET gave) or as their
 defaults: anything else is Invalid. A PUT or PATCH that changes nothing writes nothing.
 
@@ -87,6 +91,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 
 from roost.api import openapi
 from roost.api.access import Gate, principal_of
+from roost.api.appliances import Appliances, appliance_routes
 from roost.api.clones import Clones
 from roost.api.commits import Commits
 from roost.api.metrics import CONTENT_TYPE, Metrics
@@ -127,6 +132,7 @@ class Api:
             *clone_routes(clones),
             *network_routes(NetworkRoutes(services, resources)),
             *stream_routes(resources, streams, Sessions(streams)),
+            *appliance_routes(Appliances(services, resources)),
         ]
         self._document = codec.encode(openapi.document(self.routes, services.build.partition("+")[0]))
 

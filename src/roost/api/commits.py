@@ -20,6 +20,8 @@ from roost.model.kinds import BY_NAME, Object, key_of
 from roost.store.base import Store, Write
 
 _log = get(__name__)
+_VOLUMES = ""
+"""Where writes are decided that have to do with volumes, of whichever project: no project is called so."""
 ATTEMPTS = 20
 """How often a write is tried again because another came between."""
 
@@ -56,9 +58,15 @@ class Commits:
         """While `project` is removed. Raises Conflict while something is being made in it."""
         return self._locks.closing(project)
 
-    async def carry_out(self, call: Call, body: bytes, decide: Decide, project: str) -> Answer:
-        """Decide and commit, again when another write came between. The outcome and the objects are one commit."""
-        async with self._locks.deciding(project, limited=self._view.limited(project)):
+    async def carry_out(
+        self, call: Call, body: bytes, decide: Decide, project: str, *, volumes: bool = False
+    ) -> Answer:
+        """Decide and commit, again when another write came between. The outcome and the objects are one commit. What decides over
+        `volumes` is decided alone: a volume has one writer, and lives in a pool that stays."""
+        async with (
+            self._locks.deciding(project, alone=self._view.limited(project)),
+            self._locks.deciding(_VOLUMES, alone=volumes),
+        ):
             for _ in range(ATTEMPTS):
                 change = await decide()
                 record = await self._outcomes.record(call, body, change.status, change.after, time.monotonic())

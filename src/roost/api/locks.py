@@ -1,4 +1,4 @@
-"""What must not interleave inside one daemon: two decisions on one quota, and creating in a project that is being removed."""
+"""What must not interleave inside one daemon: two decisions on one sum or claim, and creating in a project that is being removed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Locks:
         self._inside: Counter[str] = Counter()
         self._closing: set[str] = set()
         self._deciding: dict[str, asyncio.Lock] = {}
+        self._wanting: Counter[str] = Counter()
 
     @contextmanager
     def entering(self, project: str) -> Iterator[None]:
@@ -49,15 +50,18 @@ class Locks:
             self._closing.discard(project)
 
     @asynccontextmanager
-    async def deciding(self, project: str, *, limited: bool) -> AsyncIterator[None]:
-        """While a write to `project` is decided and committed: one at a time where a quota bounds the sum (`limited`)."""
-        if not limited:
+    async def deciding(self, place: str, *, alone: bool) -> AsyncIterator[None]:
+        """While a write to `place` (a project) is decided and committed; one at a time if `alone`, as where a quota bounds the sum."""
+        if not alone:
             yield
             return
-        lock = self._deciding.setdefault(project, asyncio.Lock())
+        lock = self._deciding.setdefault(place, asyncio.Lock())
+        # A lock that is free may be promised to who waits: it goes when nobody wants it, not when nobody has it.
+        self._wanting[place] += 1
         try:
             async with lock:
                 yield
         finally:
-            if not lock.locked():
-                self._deciding.pop(project, None)
+            self._wanting[place] -= 1
+            if not self._wanting[place]:
+                del self._wanting[place], self._deciding[place]

@@ -23,6 +23,7 @@ from roost.model.meta import Meta, Struct
 from roost.model.program import Program
 from roost.model.project import Project
 from roost.model.snapshot import Snapshot
+from roost.model.volume import VOLUME_LENGTH, Volume
 from roost.store.base import Write
 
 PAGE = 500
@@ -33,6 +34,8 @@ _PROJECT = BY_NAME["project"]
 _MACHINE = BY_NAME["machine"]
 _SNAPSHOT = BY_NAME["snapshot"]
 _PROGRAM = BY_NAME["program"]
+_VOLUME = BY_NAME["volume"]
+_OF_STORAGE = frozenset(BY_NAME[name] for name in ("pool", "volume", "volumesnapshot"))
 
 
 class NewName(Struct, frozen=True, kw_only=True):
@@ -125,7 +128,7 @@ class Resources:
             return Change(201, admitted, (Write(key, codec.encode(admitted), expect=0),))
 
         with self._commits.entering(project):
-            return await self._commits.carry_out(call, body, decide, project)
+            return await self._commits.carry_out(call, body, decide, project, volumes=_claims(kind, data))
 
     async def replace(self, call: Call, kind: Kind) -> Answer:
         """The whole object anew: spec and labels."""
@@ -141,7 +144,7 @@ class Resources:
             _check_untouched(wanted, current)
             return wanted, wanted.meta.revision
 
-        return await self._change(call, kind, body, apply)
+        return await self._change(call, kind, body, apply, volumes=_claims(kind, data))
 
     async def patch(self, call: Call, kind: Kind) -> Answer:
         """A merge patch of spec and labels."""
@@ -155,10 +158,10 @@ class Resources:
             merged |= {"kind": kind.name, "project": current.project, "name": current.name}
             return _decode(merged, kind, f'{kind.name} "{call.name}" was not changed'), revision
 
-        return await self._change(call, kind, body, apply)
+        return await self._change(call, kind, body, apply, volumes=_claims(kind, data))
 
     async def _change(
-        self, call: Call, kind: Kind, body: bytes, apply: Callable[[Object], tuple[Object, int]]
+        self, call: Call, kind: Kind, body: bytes, apply: Callable[[Object], tuple[Object, int]], *, volumes: bool
     ) -> Answer:
         if (replayed := await self._commits.replay(call, body)) is not None:
             return replayed
@@ -175,7 +178,8 @@ class Resources:
                 return Change(200, before)
             return self.changed(kind, before, await self.admit(after, before))
 
-        return await self._commits.carry_out(call, body, decide, call.project if kind.scoped else call.name)
+        project = call.project if kind.scoped else call.name
+        return await self._commits.carry_out(call, body, decide, project, volumes=volumes)
 
     async def admit(self, after: Object, before: Object | None, besides: Sequence[Object] = ()) -> Object:
         """The object to store, `besides` others that the same commit makes. Raises what keeps it from being stored."""
@@ -203,19 +207,24 @@ class Resources:
         """Mark for deletion what a reconciler must clean up; remove the rest at once."""
         if (replayed := await self._commits.replay(call, b"")) is not None:
             return replayed
-        if not kind.scoped:
+        if kind is _PROJECT:
             return await self._delete_project(call)
+        now = call.flag("now")
 
         async def decide() -> Change:
             before = await self.read(call, kind, "delete")
             if before.meta.deleting is not None:
                 return Change(202, before)
             await self._services.dismiss(before)
-            after = stamp(_with(before, meta=_with(before.meta, deleting=self._services.now())), 0)
+            status = before.status
+            if now and isinstance(before, Volume):
+                # What is in the trash already does not go there.
+                status = _with(before.status, phase="trash")
+            after = stamp(_with(before, meta=_with(before.meta, deleting=self._services.now()), status=status), 0)
             key = key_of(kind, call.project, call.name)
             return Change(202, after, (Write(key, codec.encode(after), expect=before.meta.revision),))
 
-        return await self._commits.carry_out(call, b"", decide, call.project)
+        return await self._commits.carry_out(call, b"", decide, call.project, volumes=kind in _OF_STORAGE)
 
     async def _delete_project(self, call: Call) -> Answer:
         await self.read(call, _PROJECT, "delete")
@@ -228,7 +237,10 @@ class Resources:
         async def decide() -> Change:
             before = await self.read(call, _PROJECT, "delete")
             inside = [
-                item.key for kind in KINDS if kind.finalized for item in self._view.below(prefix_of(kind, call.name))
+                item.key
+                for kind in KINDS
+                if kind.finalized and kind.scoped
+                for item in self._view.below(prefix_of(kind, call.name))
             ]
             if inside:
                 listed = ", ".join(inside[:20]) + (f" and {len(inside) - 20} more" if len(inside) > 20 else "")
@@ -259,11 +271,13 @@ class Resources:
             if self._view.get(new) is not None:
                 raise taken(kind, call.project, name)
             after = stamp(_with(before, name=name), 0)
+            if kind is _VOLUME:
+                after = await self.admit(after, before)
             return Change(
                 200, after, (Write(old, None, expect=before.meta.revision), Write(new, codec.encode(after), expect=0))
             )
 
-        return await self._commits.carry_out(call, body, decide, call.project)
+        return await self._commits.carry_out(call, body, decide, call.project, volumes=kind in _OF_STORAGE)
 
     async def read(self, call: Call, kind: Kind, verb: Verb) -> Object:
         """The object the path names. Raises NotFound, also for what the caller may not see, and Forbidden."""
@@ -305,6 +319,12 @@ def _emptying(project: str, inside: Sequence[str]) -> str:
         return f"roost delete --all --project {project}"
     names = [key.rpartition("/")[2] for key in inside if key.startswith(f"{plural}/")]
     return f"roost delete {BY_NAME[plural].name} {' '.join(names[:20])} --project {project}"
+
+
+def _claims(kind: Kind, data: dict[str, Any]) -> bool:
+    """Whether a write of this document has to do with volumes."""
+    spec = data.get("spec")
+    return kind in _OF_STORAGE or (kind is _MACHINE and isinstance(spec, dict) and bool(spec.get("volumes")))
 
 
 def _place(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
@@ -355,12 +375,14 @@ def _label_problems(labels: dict[str, str]) -> list[Problem]:
 
 
 def _bad_name(kind: Kind, name: str) -> Problem:
-    if kind.name == "snapshot":
-        return Problem("name", f"{name[:80]!r} is not a name: the machine's, a dot, and its own, as in web.ready")
+    if kind.name in ("snapshot", "volumesnapshot"):
+        of = "machine" if kind.name == "snapshot" else "volume"
+        return Problem("name", f"{name[:80]!r} is not a name: the {of}'s, a dot, and its own, as in web.ready")
     allowed = (
         "small letters, digits, '.', ':', '_' and '-'" if kind.name == "image" else "small letters, digits and '-'"
     )
-    return Problem("name", f"{name[:80]!r} is not a name: {allowed}, a letter or digit at both ends")
+    most = f" (at most {VOLUME_LENGTH})" if kind is _VOLUME else ""
+    return Problem("name", f"{name[:80]!r} is not a name: {allowed}, a letter or digit at both ends{most}")
 
 
 def _check_name(kind: Kind, name: str, what: str) -> None:

@@ -65,6 +65,9 @@ _LIST = (
 )
 
 
+_NOW = (Query("now", "true: remove it at once, past the trash"),)
+
+
 def _kind_routes(kind: Kind, resources: Resources) -> list[Route]:
     """The routes of one kind."""
     base = f"/v1/{kind.plural}"
@@ -89,7 +92,9 @@ def _kind_routes(kind: Kind, resources: Resources) -> list[Route]:
             route("POST", base, "create", resources.create)._replace(takes=schema, status=201),
             route("PUT", place, "update", resources.replace)._replace(takes=schema),
             route("PATCH", place, "update", resources.patch)._replace(takes="MergePatch"),
-            route("DELETE", place, "delete", resources.delete)._replace(status=202 if kind.finalized else 200),
+            route("DELETE", place, "delete", resources.delete)._replace(
+                status=202 if kind.finalized else 200, queries=_NOW if kind.name == "volume" else ()
+            ),
         ]
     return routes
 
@@ -152,7 +157,7 @@ def network_routes(networks: NetworkRoutes) -> list[Route]:
 def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) -> list[Route]:
     """What is more than reading and writing objects."""
     kinds = {kind.name: kind for kind in KINDS}
-    machine, image = kinds["machine"], kinds["image"]
+    machine, image, volume = kinds["machine"], kinds["image"], kinds["volume"]
     one = "/v1/machines/{project}/{name}"
     path = (Query("path", "an absolute path inside the guest", required=True),)
     tar, raw = "application/x-tar", "application/octet-stream"
@@ -168,11 +173,16 @@ def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) ->
     async def rename(call: Call) -> ASGIApp:
         return await resources.rename(call, machine)
 
+    async def rename_volume(call: Call) -> ASGIApp:
+        return await resources.rename(call, volume)
+
     return [
         Route("GET", "/v1/watch", "watch", "Changes as server-sent events.", streams.watch, gives="text/event-stream", queries=watched),
         on_machine("POST", "rename", "update", rename, "Give the machine another name.")._replace(
             takes=NewName.__name__, gives="Machine"
         ),
+        Route("POST", "/v1/volumes/{project}/{name}/rename", "rename_volume", "Give the volume another name; one in the trash comes back.",
+              rename_volume, None, "update", volume, takes=NewName.__name__, gives="Volume"),
         Route("WS", f"{one}/exec", "exec", "Run a command.", None, sessions.execute, "exec", machine, 101, takes=ExecRequest.__name__),
         Route("WS", f"{one}/console", "console", "The serial console.", None, sessions.console, "console", machine, 101),
         on_machine("GET", "logs", "console", streams.logs, "What the console printed.")._replace(
@@ -191,5 +201,5 @@ def stream_routes(resources: Resources, streams: Streams, sessions: Sessions) ->
         Route("PUT", "/v1/images/{project}/{name}/content", "upload", "Bring the bytes of an image.", streams.upload, None, "update",
               image, takes=raw, gives="Image"),
         Route("GET", "/v1/images/{project}/{name}/content", "download", "The disk of an image.", streams.download, None, "get",
-              image, gives=raw),
+              image, gives=raw, queries=(Query("format", "qcow2 (as stored; the default), raw, vmdk, vhd, vhdx or vdi"),)),
     ]  # fmt: skip

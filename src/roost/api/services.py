@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from roost.control.exports import ExportFormat
+from roost.errors import NotFound, Unavailable
 from roost.hypervisor.base import Guest
-from roost.model.image import Image
+from roost.model.image import DiskFormat, Image
 from roost.model.kinds import Object
 from roost.model.machine import Machine
 from roost.model.network import Network
@@ -39,8 +41,8 @@ class Uploads(Protocol):
         """Take the whole disk, check it and make it the image's. Raises Invalid, Conflict, Unavailable; then nothing of it stays."""
         ...
 
-    async def download(self, image: Image) -> AsyncIterator[bytes]:
-        """The image's disk (qcow2), as stored. Raises Conflict when there is none."""
+    async def download(self, image: Image, format: DiskFormat) -> AsyncIterator[bytes]:
+        """The image's disk: as stored (qcow2), or converted. Raises Conflict when there is none, Unavailable."""
         ...
 
 
@@ -84,6 +86,38 @@ class Networks(Protocol):
     async def pictures(self) -> Sequence[Mapping[str, Any]]:
         """Those of all networks that are ready, some seconds old: for who collects numbers."""
         ...
+
+
+class Appliances(Protocol):
+    """Machines that come in from elsewhere, and go there."""
+
+    async def export(self, machine: Machine, format: ExportFormat) -> AsyncIterator[bytes]:
+        """The disk of a stopped machine in one format, or all of it as an OVA. Raises Conflict, Invalid, Unavailable."""
+        ...
+
+    async def prove(self, image: Image) -> Image:
+        """Boot a copy of the image without any network; what came of it is in the status. Raises Conflict, NotFound, Unavailable."""
+        ...
+
+    async def screen(self, image: Image) -> bytes:
+        """The picture (PNG) of that boot. Raises NotFound."""
+        ...
+
+
+class NoAppliances:
+    """Those of a daemon that has no machines."""
+
+    async def export(self, machine: Machine, format: ExportFormat) -> AsyncIterator[bytes]:
+        """None."""
+        raise Unavailable(f'machine "{machine.name}" was not exported', f"there is nothing that could write {format}")
+
+    async def prove(self, image: Image) -> Image:
+        """None."""
+        raise Unavailable(f'image "{image.name}" was not proved', "there is nothing that could boot it")
+
+    async def screen(self, image: Image) -> bytes:
+        """None."""
+        raise NotFound(f'image "{image.name}" has no picture')
 
 
 class Gauge(Protocol):
@@ -138,4 +172,5 @@ class Services:
     admit: Admit = admit_all
     dismiss: Callable[[Object], Awaitable[None]] = dismiss_all
     doctor: Callable[[str], Awaitable[Mapping[str, Any]]] = no_report
+    appliances: Appliances = field(default_factory=NoAppliances)
     gauges: Iterable[tuple[str, str, Gauge]] = ()

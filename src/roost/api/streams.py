@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import get_args
 
 from roost.api.access import Gate
 from roost.api.resources import Resources, shown
@@ -14,7 +15,7 @@ from roost.errors import Conflict, Invalid, NotStarted, Problem
 from roost.hypervisor.base import Agent, Guest
 from roost.model import codec
 from roost.model.access import Principal, Verb
-from roost.model.image import Image
+from roost.model.image import DiskFormat, Image
 from roost.model.kinds import BY_NAME, Kind, find
 from roost.model.machine import Machine
 from roost.model.program import Program
@@ -174,10 +175,15 @@ class Streams:
         return found
 
     async def download(self, call: Call) -> Streamed:
-        """The disk of an image."""
+        """The disk of an image, in the format of the query."""
         image = await self._resources.read(call, _IMAGE, "get")
         assert isinstance(image, Image)
-        return Streamed(await self._services.uploads.download(image), b"application/octet-stream")
+        wanted = call.query("format", "qcow2")
+        format = next((known for known in get_args(DiskFormat) if known == wanted), None)
+        if format is None:
+            problem = Problem("format", f"is not one of {', '.join(get_args(DiskFormat))}")
+            raise Invalid("the request is wrong", problems=[problem])
+        return Streamed(await self._services.uploads.download(image, format), b"application/octet-stream")
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

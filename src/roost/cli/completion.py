@@ -79,6 +79,8 @@ def candidates(context: Context, before: list[str], current: str) -> list[str]:
         parser, verb = nested.choices[action], f"{verb} {action}"
     if current.startswith("-"):
         return [option for known in parser._actions for option in known.option_strings]
+    if before[-1] in _OF_OPTION:
+        return _list(context, _OF_OPTION[before[-1]])
     choices = _choices(parser, before[-1])
     return choices if choices is not None else _names(context, verb, rest)
 
@@ -102,10 +104,29 @@ _OF_KIND = {
     "program show": "program", "program logs": "program", "program start": "program", "program stop": "program",
     "program restart": "program", "program upload": "program", "program delete": "program",
     "network show": "network", "network delete": "network", "network attach": "network", "network detach": "network",
-    "network trace": "machine", "network capture": "machine", "ruleset show": "ruleset", "ruleset set": "ruleset",
+    "network trace": "machine", "network port": "machine", "network capture": "machine", "ruleset show": "ruleset", "ruleset set": "ruleset",
     "ruleset delete": "ruleset", "forward show": "forward", "forward delete": "forward",
+    "volume show": "volume", "volume attach": "volume", "volume detach": "volume", "volume grow": "volume", "volume move": "volume",
+    "volume rename": "volume", "volume limit": "volume", "volume protect": "volume", "volume share": "volume", "volume snapshot": "volume",
+    "volume snapshots": "volume", "volume clone": "volume", "volume restore": "volume", "volume delete": "volume",
+    "pool show": "pool", "pool delete": "pool",
     "project delete": "project", "project grant": "project", "project revoke": "project",
 }  # fmt: skip
+_SECOND = {
+    "volume attach": "machine",
+    "volume detach": "machine",
+    "volume move": "pool",
+    "network attach": "machine",
+    "network detach": "machine",
+}
+"""What the second word of an action names."""
+_OF_OPTION = {
+    "--ruleset": "ruleset",
+    "--rulesets": "ruleset",
+    "--volume": "volume",
+    "--pool": "pool",
+    "--image": "image",
+}
 _MACHINE = {
     "show", "start", "stop", "restart", "pause", "resume", "rename", "delete", "exec", "shell", "console", "copy", "logs", "events",
     "snapshot", "snapshots",
@@ -128,6 +149,8 @@ def _names(context: Context, verb: str, rest: list[str]) -> list[str]:
         return _copyable(context, verb, rest)
     named = verb in ("get", "edit", "delete") and rest and rest[0] in KINDS
     kind = rest[0] if named else "machine" if verb in _MACHINE else _OF_KIND.get(verb)
+    if verb in _SECOND and len([word for word in rest if not word.startswith("-")]) > 1:
+        kind = _SECOND[verb]
     names = _list(context, kind) if kind else []
     if verb in _OR_PROGRAM and not named:
         names += _list(context, "program")

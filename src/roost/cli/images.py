@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from roost.cli.context import Context
 from roost.cli.delete import delete
@@ -19,7 +19,7 @@ from roost.client.protocol import path
 from roost.client.results import Progress
 from roost.errors import Conflict, NotFound
 from roost.model.codec import plain
-from roost.model.image import Image
+from roost.model.image import DiskFormat, Image
 
 TEMPLATES = {
     "tiny": "busybox in an initramfs: answers within seconds",
@@ -27,6 +27,10 @@ TEMPLATES = {
     "debian:13": "Debian 13 with systemd and cloud-init",
 }
 """What Roost builds itself; other names are those of the catalogue of cloud images."""
+
+
+FORMATS: tuple[DiskFormat, ...] = get_args(DiskFormat)
+SUFFIXES: dict[str, DiskFormat] = {**{f".{format}": format for format in FORMATS}, ".img": "raw"}
 
 
 def _template_arguments(parser: ArgumentParser) -> None:
@@ -47,16 +51,19 @@ def _image_arguments(parser: ArgumentParser) -> None:
     add("list", "list images")
     shown = add("show", "show all about images")
     shown.add_argument("names", metavar="NAME", nargs="+")
-    imported = add("import", "make an image of a disk file (qcow2, raw) or a URL")
+    imported = add(
+        "import", "make an image of a disk (qcow2, raw, vmdk, vhd, vhdx, vdi; also in .gz, .xz, .zst, .bz2, tar, OVA)"
+    )
     imported.add_argument(
         "source", metavar="FILE|URL", help="a disk of this computer, or an address that the daemon downloads"
     )
     imported.add_argument("--sha256", metavar="HEX", help="checksum that it must have (needed for a URL)")
     imported.add_argument("--name", metavar="NAME", help="name (default: from the file, with a part of its checksum)")
     imported.add_argument("--no-wait", action="store_true", help="return at once")
-    exported = add("export", "write an image's disk to a file (qcow2)")
+    exported = add("export", "write an image's disk to a file (qcow2, raw, vmdk, vhd, vhdx, vdi)")
     exported.add_argument("name", metavar="NAME")
     exported.add_argument("file", metavar="FILE", help="a file that does not exist, or a directory")
+    exported.add_argument("--format", choices=FORMATS, help="format (default: what the file's suffix says, else qcow2)")
     _deletable(add("delete", "delete images"))
 
 
@@ -143,12 +150,13 @@ def _import(context: Context, given: Namespace) -> int:
 
 def _export(context: Context, given: Namespace) -> int:
     target = Path(given.file)
+    format = given.format or SUFFIXES.get(target.suffix.lower(), "qcow2")
     if target.is_dir():
-        target /= f"{given.name.replace(':', '-')}.qcow2"
+        target /= f"{given.name.replace(':', '-')}.{format}"
     if target.exists():
         raise Conflict(f"{target} was not written", "it exists", "choose another name, or remove it first")
     with Waiting(quiet=context.quiet) as waiting:
-        Sources(context.session, context.project).download(given.name, target, report=waiting.report)
+        Sources(context.session, context.project).download(given.name, target, format=format, report=waiting.report)
     context.say(f"{given.name} is in {target}")
     return 0
 

@@ -15,7 +15,7 @@ from roost.client.blocking.machines import MachineHandle, Machines
 from roost.client.names import numbered
 from roost.client.progress import running
 from roost.client.protocol import path
-from roost.errors import Invalid, NotFound
+from roost.errors import Conflict, Invalid, NotFound
 from roost.model.codec import plain
 
 MOST = 100
@@ -67,10 +67,30 @@ def _arguments(parser: ArgumentParser) -> None:
         action="append",
         help="lead a port of this host into the machine",
     )
+    add(
+        "--volume",
+        metavar="NAME[=SIZE][:ro]",
+        type=mount,
+        action="append",
+        default=[],
+        help="attach a volume (=SIZE: made if it is not there; :ro: only to read); may be repeated",
+    )
+    _inside(parser)
+    _how(parser)
+
+
+def _inside(parser: ArgumentParser) -> None:
+    """What it is told at its first boot."""
+    add = parser.add_argument
     add("--hostname", metavar="NAME", help="host name inside (default: its name)")
     add("--ssh-key", metavar="FILE|KEY", action="append", help="public key that may log in as root")
     add("--user", metavar="NAME", action="append", help="user to make, with the SSH keys and sudo")
     add("--user-data", metavar="FILE", help="cloud-init user data (- for standard input)")
+
+
+def _how(parser: ArgumentParser) -> None:
+    """How many come up in which way."""
+    add = parser.add_argument
     add("--sha256", metavar="HEX", help="checksum that a URL or file must have")
     add("--label", metavar="K=V", action="append", default=[], help="label")
     add("--count", type=int, metavar="N", default=1, help="make N machines: NAME-1, NAME-2, ...")
@@ -87,7 +107,8 @@ def _launch(context: Context, given: Namespace) -> int:
     with Waiting(quiet=context.quiet) as waiting:
         source, sha256, spec = given.template, given.sha256, spec_of(given)
         check_networks(context, spec)
-        for name in names:
+        for number, name in enumerate(names, 1):
+            spec["volumes"] = _mounts(context, given.volume, number if given.count > 1 else None)
             made.append(machines.launch(source, name, wait=False, report=waiting.report, sha256=sha256, **spec))
             source, sha256 = made[0].spec.image, None
             context.goes_on = _goes_on(made)
@@ -139,6 +160,36 @@ def check_networks(context: Context, spec: dict[str, Any]) -> None:
             context.session.call("GET", path("networks", context.project, port["network"]))
         except NotFound as error:
             raise NotFound(error.what, error.why, f"roost network create {port['network']}") from None
+
+
+def mount(text: str) -> tuple[str, str, bool]:
+    """Name, size ("" for one that is there) and whether it is only read, of `NAME[=SIZE][:ro]`."""
+    place, colon, mode = text.partition(":")
+    name, equals, size = place.partition("=")
+    if not name or mode != ("ro" if colon else "") or (equals and not size):
+        raise ArgumentTypeError(f"{text!r} is not NAME[=SIZE][:ro], as in data, data=10GiB or data:ro")
+    return name, size, bool(mode)
+
+
+def _mounts(context: Context, wanted: list[tuple[str, str, bool]], number: int | None) -> list[dict[str, Any]] | None:
+    """The volumes of a machine; those with a size are made when they are not there, for each of several machines one: NAME-1, NAME-2, ..."""
+    if not wanted:
+        return None
+    from roost.client.blocking.volumes import Volumes, silent
+
+    volumes, mounts = Volumes(context.session, context.project), []
+    for name, size, read_only in wanted:
+        own = f"{name}-{number}" if size and number is not None else name
+        try:
+            found = volumes.make(own, size, wait=False) if size else volumes.get(own)
+        except Conflict:
+            found = volumes.get(own)
+        except NotFound as error:
+            raise NotFound(error.what, error.why, f"roost volume create {own} --size 10GiB") from None
+        if found.status.phase in ("pending", "creating"):
+            volumes.settled(found, silent)
+        mounts.append({"volume": own, "read_only": read_only})
+    return mounts
 
 
 def read(name: str) -> str:

@@ -22,6 +22,9 @@ KINDS = {
     "forward": "forwards",
     "image": "images",
     "snapshot": "snapshots",
+    "pool": "pools",
+    "volume": "volumes",
+    "volumesnapshot": "volumesnapshots",
     "node": "nodes",
     "project": "projects",
     "event": "events",
@@ -48,6 +51,27 @@ def _exit(program: dict[str, Any]) -> str | None:
     if ended is None:
         return None
     return str(ended["code"]) if ended["reason"] == "exit" else f"{ended['code']} ({ended['limit'] or ended['reason']})"
+
+
+def _bytes_bound(project: dict[str, Any], what: str) -> str:
+    bound = project["spec"]["quota"][what]
+    return render.size(bound) if bound else "no bound"
+
+
+def _level(pool: dict[str, Any]) -> str:
+    """A pool that works says how full it is."""
+    level = pool["status"]["level"]
+    return str(level) if _state(pool) == "ready" and level != "ok" else _state(pool)
+
+
+def _full(pool: dict[str, Any]) -> str:
+    size = pool["status"]["size"]
+    return f"{pool['status']['used'] / size:.0%}" if size else "-"
+
+
+def _where(pool: dict[str, Any]) -> str:
+    spec = pool["spec"]
+    return str(spec["path"] or spec["thin_pool"] or ", ".join(spec["servers"]) or "the daemon's directory")
 
 
 TABLES = {
@@ -137,6 +161,45 @@ TABLES = {
             ("EXPIRES", lambda it: it["spec"]["expires"] or "never"),
         ),
     ),
+    "pool": Table(
+        "pools",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _level),
+            ("TYPE", lambda it: it["spec"]["type"]),
+            ("SIZE", lambda it: render.size(it["status"]["size"])),
+            ("USED", lambda it: render.size(it["status"]["used"])),
+            ("FULL", _full),
+            ("PROVISIONED", lambda it: render.size(it["status"]["provisioned"])),
+            ("VOLUMES", lambda it: it["status"]["volumes"]),
+            ("WHERE", _where),
+        ),
+    ),
+    "volume": Table(
+        "volumes",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _state),
+            ("SIZE", lambda it: render.size(it["status"]["size"] or it["spec"]["size"])),
+            ("USED", lambda it: render.size(it["status"]["used"])),
+            ("SHARED", lambda it: render.size(it["status"]["shared"])),
+            ("POOL", lambda it: it["status"]["pool"] or it["spec"]["pool"]),
+            ("MACHINES", lambda it: ", ".join(it["status"]["machines"])),
+            ("AGE", lambda it: render.age(it["meta"]["created"])),
+        ),
+    ),
+    "volumesnapshot": Table(
+        "snapshots of volumes",
+        (
+            ("NAME", lambda it: it["name"]),
+            ("STATE", _state),
+            ("TAKEN", lambda it: it["status"]["taken"]),
+            ("SIZE", lambda it: render.size(it["status"]["size"])),
+            ("OWN", lambda it: render.size(it["status"]["own"])),
+            ("SHARED", lambda it: render.size(it["status"]["shared"])),
+            ("POOL", lambda it: it["status"]["pool"]),
+        ),
+    ),
     "node": Table(
         "nodes",
         (
@@ -159,10 +222,9 @@ TABLES = {
             ("PROGRAMS", lambda it: it["spec"]["quota"]["programs"] or "no bound"),
             ("NETWORKS", lambda it: it["spec"]["quota"]["networks"] or "no bound"),
             ("CPUS", lambda it: it["spec"]["quota"]["cpus"] or "no bound"),
-            (
-                "MEMORY",
-                lambda it: render.size(it["spec"]["quota"]["memory"]) if it["spec"]["quota"]["memory"] else "no bound",
-            ),
+            ("MEMORY", lambda it: _bytes_bound(it, "memory")),
+            ("VOLUMES", lambda it: it["spec"]["quota"]["volumes"] or "no bound"),
+            ("STORAGE", lambda it: _bytes_bound(it, "storage")),
             ("AGE", lambda it: render.age(it["meta"]["created"])),
         ),
     ),
@@ -195,14 +257,14 @@ def kind_of(word: str) -> str:
 
 def place_of(context: Context, kind: str, name: str) -> tuple[str, ...]:
     """Where an object of a kind is, as the API's path has it."""
-    if kind == "project":
+    if kind in ("project", "pool"):
         return KINDS[kind], name
     return KINDS[kind], "system" if kind == "node" else context.project, name
 
 
 def project_of(context: Context, kind: str) -> str | None:
     """The project that a listing of the kind asks for."""
-    return {"project": None, "node": "system"}.get(kind, context.project)
+    return {"project": None, "pool": None, "node": "system"}.get(kind, context.project)
 
 
 def _list_arguments(parser: ArgumentParser) -> None:
@@ -242,7 +304,9 @@ def _show(context: Context, given: Namespace) -> int:
 
 def _get_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "kind", metavar="KIND", help="machine, program, image, snapshot, node, project or event (or the plural)"
+        "kind",
+        metavar="KIND",
+        help="machine, program, network, image, snapshot, volume, pool, node, project, event, ... (or the plural)",
     )
     parser.add_argument("name", metavar="NAME", nargs="?")
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
@@ -254,14 +318,16 @@ def _get(context: Context, given: Namespace) -> int:
         found = context.session.call("GET", path(*place_of(context, kind, given.name)))
         render.show(found, context.output or "yaml", TABLES[kind])
         return 0
-    project = "all" if given.all_projects and kind != "project" else project_of(context, kind)
+    project = "all" if given.all_projects and kind not in ("project", "pool") else project_of(context, kind)
     table = in_project(TABLES[kind]) if project == "all" else TABLES[kind]
     context.show(context.items(KINDS[kind], project=project), table)
     return 0
 
 
 def _events_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only of this machine, program, image or snapshot")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="only of this machine, program, image, snapshot or volume"
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="go on and print what happens")
     parser.add_argument("-a", "--all-projects", action="store_true", help="in all projects that you may see")
 
@@ -294,7 +360,7 @@ def _about(context: Context, name: str | None) -> frozenset[str]:
     if name is None:
         return frozenset()
     known = {name}
-    for plural in ("machines", "programs", "images", "snapshots"):
+    for plural in ("machines", "programs", "images", "snapshots", "volumes"):
         try:
             known.add(str(context.session.call("GET", path(plural, context.project, name))["meta"]["uid"]))
         except NotFound:

@@ -28,6 +28,8 @@ def _arguments(parser: ArgumentParser) -> None:
     created.add_argument("--networks", type=int, metavar="N", help="networks it may have")
     created.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs it may have")
     created.add_argument("--memory", metavar="SIZE", help="memory it may have")
+    created.add_argument("--volumes", type=int, metavar="N", help="volumes it may have")
+    created.add_argument("--storage", metavar="SIZE", help="what its volumes may take together")
     deleted = add("delete", "delete projects (they must be empty)")
     deleted.add_argument("names", metavar="NAME", nargs="+")
     deleted.add_argument("--ignore-missing", action="store_true", help="it is fine when it does not exist")
@@ -55,7 +57,7 @@ def _list(context: Context, given: Namespace) -> int:
 def _create(context: Context, given: Namespace) -> int:
     bounds = {
         name: getattr(given, name)
-        for name in ("machines", "programs", "networks", "cpus", "memory")
+        for name in ("machines", "programs", "networks", "cpus", "memory", "volumes", "storage")
         if getattr(given, name) is not None
     }
     made = context.session.call("POST", path("projects"), {"name": given.name, "spec": {"quota": bounds}})

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from roost.client.results import Progress
-from roost.errors import BY_CODE, NotFound, NotStarted, RoostError
+from roost.errors import BY_CODE, Invalid, NotFound, NotStarted, RoostError
+from roost.model import size
 from roost.model.image import Image
 from roost.model.machine import Machine
 from roost.model.meta import Trouble
+from roost.model.pool import Pool
 from roost.model.program import Program
 from roost.model.snapshot import Snapshot
+from roost.model.volume import MountStatus, Volume, VolumeSnapshot
 
 
 class Sign(NamedTuple):
@@ -132,12 +135,66 @@ class Until:
         self.failures[uid] = error
 
 
-def failed(thing: Machine | Program | Image | Snapshot) -> RoostError:
+def failed(thing: Machine | Program | Image | Snapshot | Pool | Volume | VolumeSnapshot) -> RoostError:
     """The error that a status keeps, as it was raised."""
-    ends = {"machine": "did not start", "program": "did not run", "image": "is not ready", "snapshot": "was not taken"}
+    ends = {
+        "machine": "did not start", "program": "did not run", "image": "is not ready", "snapshot": "was not taken",
+        "volumesnapshot": "was not taken", "volume": "is not as it was wanted", "pool": "can not be used",
+    }  # fmt: skip
     fix = f"roost events, roost get {thing.kind} {thing.name}"
     trouble = thing.status.error or Trouble(what=f'{thing.kind} "{thing.name}" {ends[thing.kind]}', fix=fix)
+    return _raised(trouble)
+
+
+def _raised(trouble: Trouble) -> RoostError:
     return BY_CODE.get(trouble.code, RoostError)(trouble.what, trouble.why, trouble.fix)
+
+
+def settled(volume: Volume, generation: int) -> bool:
+    """Whether a volume is as its spec of `generation` says. Raises the error that stopped it."""
+    status = volume.status
+    done = status.generation >= generation
+    if status.phase == "failed" or (done and status.error is not None):
+        raise failed(volume)
+    return done and status.phase in ("ready", "trash")
+
+
+def wished_size(volume: Volume, addition: str) -> int:
+    """Bytes of a volume that grows by `addition` ("+10GiB"). Raises Invalid."""
+    try:
+        more = size.parse(addition.removeprefix("+"))
+    except ValueError as error:
+        raise Invalid(f'volume "{volume.name}" was not grown', str(error), "say +10GiB, or the new size") from None
+    return max(volume.spec.size or 0, volume.status.size) + more
+
+
+def mounted(machine: Machine, volume: str) -> bool:
+    """Whether the guest has the volume; one that does not run gets it when it starts. Raises what keeps it from getting it, NotFound when it
+    was detached meanwhile."""
+    if volume not in [mount.volume for mount in machine.spec.volumes]:
+        raise NotFound(
+            f'volume "{volume}" is not attached to {machine.name}', "somebody detached it meanwhile", "roost events"
+        )
+    return _is_at_rest(machine) or _phase(machine, volume) == "attached"
+
+
+def unmounted(machine: Machine, volume: str) -> bool:
+    """Whether the guest has the volume no more. Raises what keeps the guest from letting go."""
+    return _phase(machine, volume) == ""
+
+
+def _phase(machine: Machine, volume: str) -> str:
+    mount: MountStatus | None = next((it for it in machine.status.volumes if it.volume == volume), None)
+    if mount is not None and mount.error is not None:
+        raise _raised(mount.error)
+    return mount.phase if mount is not None else ""
+
+
+def _is_at_rest(machine: Machine) -> bool:
+    phase = machine.status.phase
+    return machine.status.process is None and (
+        phase in ("failed", "crashed") or (phase == "stopped" and machine.spec.power == "stopped")
+    )
 
 
 def progress(machine: Machine) -> Progress:

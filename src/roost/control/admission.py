@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from roost.control.networkplan import names_it, uses
+from roost.control.volumeadmission import VolumeAdmission
 from roost.errors import Conflict, Invalid, NotFound, Problem, QuotaExceeded
 from roost.model import codec, size
 from roost.model.image import Image
@@ -15,9 +16,11 @@ from roost.model.kinds import BY_NAME, Object, key_of, prefix_of
 from roost.model.machine import Machine
 from roost.model.meta import Arch
 from roost.model.network import Network
+from roost.model.pool import Pool, PoolType
 from roost.model.program import Program
 from roost.model.project import Project, Quota
 from roost.model.ruleset import RuleSet
+from roost.model.volume import Volume, VolumeSnapshot
 from roost.store.base import Store
 
 T = TypeVar("T", Machine, Image)
@@ -37,15 +40,18 @@ _EDIT = "roost edit machine {}"
 class Admission:
     """The gate of the store for what users write."""
 
-    def __init__(self, store: Store, arch: Arch) -> None:
+    def __init__(self, store: Store, arch: Arch, pool_types: frozenset[PoolType] = frozenset({"directory"})) -> None:
         self._store = store
         self._arch = arch
+        self._storage = VolumeAdmission(store, pool_types)
 
     async def admit(self, after: Object, before: Object | None, besides: Sequence[Object] = ()) -> Object:
         """`after` with this host's defaults filled in; `besides` are objects that the same write makes. Raises Invalid (all fixed fields
         that changed), NotFound (no such project), Conflict (the project is being deleted), QuotaExceeded."""
         if isinstance(after, Project):
             return after
+        if isinstance(after, Pool):
+            return self._storage.pool(after, before if isinstance(before, Pool) else None)
         project = await self._project(after.project)
         if isinstance(after, Machine):
             return await self._machine(after, before if isinstance(before, Machine) else None, project, besides)
@@ -56,6 +62,8 @@ class Admission:
             return await self._network(after, before if isinstance(before, Network) else None, project, besides)
         if isinstance(after, Image):
             return _with_arch(after, before if isinstance(before, Image) else None, self._arch)
+        if isinstance(after, Volume | VolumeSnapshot):
+            return await self._storage.admit(after, before, project.spec.quota)
         return after
 
     async def _project(self, name: str) -> Project:
@@ -71,6 +79,7 @@ class Admission:
 
     async def _machine(self, new: Machine, old: Machine | None, project: Project, besides: Sequence[Object]) -> Machine:
         new = _with_arch(new, old, self._arch)
+        await self._storage.mounts(new, old)
         await self._check_quota(new, project.spec.quota, besides)
         return new
 
@@ -90,7 +99,10 @@ class Admission:
         return new
 
     async def dismiss(self, thing: Object) -> None:
-        """Whether the object may be deleted. Raises Conflict for a network or a rule set that machines name."""
+        """Whether the object may be deleted. Raises Conflict for a network or a rule set that machines name, and for a volume or a pool
+        that something needs."""
+        if isinstance(thing, Volume | VolumeSnapshot | Pool):
+            await self._storage.dismiss(thing)
         if not isinstance(thing, Network | RuleSet):
             return
         machines: list[Machine] = await self._others(thing, Machine, ())

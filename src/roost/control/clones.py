@@ -17,15 +17,24 @@ KEPT_FIELDS = ("machine", "memory")
 """Fields of a snapshot that say what was taken, so that they can not change."""
 
 
+_MEMORY = (
+    "{} runs with volumes, and its memory can not be kept without them: what is in both would no longer fit together"
+)
+
+
 def child_of(
     parent: Machine, name: str, moment: str, *, keep_identity: bool = False, start: bool = False, memory: bool = True
 ) -> Machine:
     """A copy of `parent` as it is at `moment` (a UUID that all copies of one instant share). It runs, is paused or stopped as `parent` is;
-    with `start` it runs; without `memory` it boots from a copy of the disk. Raises Conflict when `parent` is being deleted."""
+    with `start` it runs; without `memory` it boots from a copy of the disk. Raises Conflict when `parent` is being deleted, or runs with
+    volumes."""
     if parent.meta.deleting is not None:
         raise Conflict(
             f'machine "{name}" was not made', f'"{parent.name}", which it would be a copy of, is being deleted'
         )
+    if memory and _runs_with_volumes(parent):
+        fix = f"take the disk alone: roost clone {parent.name} {name} --no-memory; or first {_detaching(parent)}"
+        raise Conflict(f'machine "{name}" was not made', _MEMORY.format(parent.name), fix)
     source = Source(machine=parent.name, moment=moment, keep_identity=keep_identity, memory=memory)
     return _child(parent.project, name, parent.spec, source, "running" if start else parent.spec.power)
 
@@ -80,6 +89,20 @@ def check_snapshot(new: Snapshot, old: Snapshot | None, machine: Machine | None)
         raise NotFound(what, f'machine "{new.spec.machine}" does not exist in project "{new.project}"', "roost list")
     if machine.meta.deleting is not None:
         raise Conflict(what, f'machine "{machine.name}" is being deleted')
+    if new.spec.memory is not False and _runs_with_volumes(machine):
+        fix = f"take the disk alone: roost snapshot {machine.name} --no-memory; or first {_detaching(machine)}"
+        raise Conflict(what, _MEMORY.format(machine.name), fix)
+
+
+def _runs_with_volumes(machine: Machine) -> bool:
+    """Whether its memory knows of volumes: going on from that memory later, it would write old thoughts onto what they hold by then."""
+    running = machine.spec.power != "stopped" or machine.status.process is not None
+    return running and bool(machine.spec.volumes or machine.status.volumes)
+
+
+def _detaching(machine: Machine) -> str:
+    named = [mount.volume for mount in machine.spec.volumes] + [mount.volume for mount in machine.status.volumes]
+    return f"roost volume detach {named[0]} {machine.name}"
 
 
 def _usable(snapshot: Snapshot, what: str) -> MachineSpec:
@@ -93,13 +116,14 @@ def _usable(snapshot: Snapshot, what: str) -> MachineSpec:
 
 
 def _child(project: str, name: str, spec: MachineSpec, source: Source, power: str) -> Machine:
-    """What belongs to one machine only is left behind: its ports, its host name, its schedule, what was asked of it once."""
+    """What belongs to one machine only is left behind: its volumes, its ports, its host name, its schedule, what was asked of it once."""
     own = _with(
         spec,
         power=power,
         restarts=0,
         publish=(),
         ports=tuple(_with(port, addresses=(), mac="") for port in spec.ports),
+        volumes=(),
         hostname=None,
         ephemeral=False,
         cold=False,
@@ -109,7 +133,9 @@ def _child(project: str, name: str, spec: MachineSpec, source: Source, power: st
     )
     ports = ", ".join(f"{entry.host_ip}:{entry.host_port}" for entry in spec.publish)
     lost = f"{ports} of this host leads to the machine it is a copy of; nothing is published by a copy"
-    status = MachineStatus(warnings=(lost,) if ports else ())
+    volumes = ", ".join(mount.volume for mount in spec.volumes)
+    stays = f"{volumes} of the machine that it is a copy of stays there: roost volume clone makes a copy of a volume"
+    status = MachineStatus(warnings=((lost,) if ports else ()) + ((stays,) if volumes else ()))
     return Machine(project=project, name=name, meta=Meta(), spec=own, status=status)
 
 

@@ -16,8 +16,10 @@ from roost.model.kinds import BY_NAME, key_of
 from roost.model.machine import Machine
 from roost.model.meta import Meta
 from roost.model.network import Network
+from roost.model.pool import Pool
 from roost.model.program import Program
 from roost.model.snapshot import Snapshot
+from roost.model.volume import Volume, VolumeSnapshot
 from roost.store.base import Store
 
 KEEP = 24 * 3600.0
@@ -26,7 +28,7 @@ KEEP = 24 * 3600.0
 _LEASE_SPAN = 3600.0
 """Events of one hour share a lease, so that a busy host does not hold one lease an event."""
 
-About: TypeAlias = Machine | Program | Network | Forward | Image | Snapshot
+About: TypeAlias = Machine | Program | Network | Forward | Image | Snapshot | Pool | Volume | VolumeSnapshot
 
 
 def now() -> str:
@@ -52,7 +54,7 @@ class Recorder:
             "-"
         )
         event = Event(
-            project=about.project,
+            project=about.project or "system",  # what belongs to the host
             name=name,
             meta=Meta(uid=secrets.token_hex(16), created=stamp, creator="roost"),
             spec=EventSpec(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from roost.control.checkpoints import Checkpoints
+from roost.control.pools import Pools
 from roost.control.records import Records
+from roost.control.volumesources import instant_of
 from roost.errors import RoostError
 from roost.host.doctor import Finding
 from roost.host.paths import Paths
 from roost.model.machine import Machine
 from roost.model.snapshot import Snapshot
+from roost.model.volume import Volume, VolumeSnapshot
 from roost.storage.layers import Base, Layers
 
 
@@ -58,3 +61,29 @@ def _removal(snapshots: Iterable[Snapshot], uid: str) -> str:
         return ""
     project = "" if found.project == "default" else f" --project {found.project}"
     return f"roost delete snapshot {found.name}{project}"
+
+
+async def examine_pools(records: Records, pools: Pools) -> list[Finding]:
+    """What is wrong with pools: what they say of themselves, volumes and snapshots whose bytes are gone, and bytes that belong to none."""
+    volumes: list[Volume] = await records.all(Volume)
+    snapshots: list[VolumeSnapshot] = await records.all(VolumeSnapshot)
+    names = {it.meta.uid: f"volume {it.project}/{it.name}" for it in volumes if it.status.size}
+    names |= {it.meta.uid: f"snapshot {it.project}/{it.name}" for it in snapshots if it.status.phase == "ready"}
+    homes = {it.meta.uid: it.status.pool for it in volumes} | {it.meta.uid: it.status.pool for it in snapshots}
+    others = {instant_of(it) for it in volumes} | {it.meta.uid for it in volumes if it.status.target}
+    findings = []
+    for name, place in pools.places().items():
+        async for line in place.verify(thorough=True):
+            findings.append(Finding(f"pool {name}", "missing", line, "put back a backup of it"))
+        present = (await place.usage()).keys()
+        for uid, home in homes.items():
+            if home == name and uid in names and uid not in present:
+                findings.append(
+                    Finding(names[uid], "missing", f"its bytes are not in pool {name}", "put back a backup")
+                )
+        for uid in sorted(present - homes.keys() - others):
+            findings.append(Finding(f"pool {name}", "warning", f"{uid} belongs to no volume and no snapshot", _ORPHAN))
+    return findings
+
+
+_ORPHAN = "an older store may have known it: look what it is, and remove its files by hand"

@@ -11,6 +11,7 @@ from roost.control.warmth import Cold
 from roost.hypervisor.base import Exit, Guest
 from roost.model.machine import Timing
 from roost.model.meta import Trouble
+from roost.model.volume import Mount
 
 AgentKind: TypeAlias = Literal["roost", "qemu-ga", "ssh", "absent"]
 """Who answers inside a guest; "absent" when nobody did for long."""
@@ -28,6 +29,7 @@ class Held:
         self.agent: AgentKind | None = None
         self.pressed: float | None = None
         self.asked = 0.0
+        self.tried = float("-inf")
         self.reason = ""
         self.digest = ""
         self.progress = ""
@@ -40,6 +42,8 @@ class Held:
         self.recovered = False
         self.wired = False
         self.waits_for = Waits()
+        self.mounts: tuple[Mount, ...] | None = None
+        self.lacks: Trouble | None = None
         self.trouble: Trouble | None = None
         self.waiter: asyncio.Task[Any] | None = None
         self.listener: asyncio.Task[Any] | None = None
@@ -80,7 +84,7 @@ class Held:
         self.guest = self.exit = self.pressed = self._began = self.listener = self.waiter = self.cold = None
         self.path = "cold"
         self.agent, self.reason, self._marks = None, "", {}
-        self.wired = False
+        self.wired, self.mounts = False, None
 
     def stop_waiting(self) -> None:
         """Cancel what waits for the guest."""

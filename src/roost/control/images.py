@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from roost.control.base import Retry
 from roost.control.events import Recorder
 from roost.control.records import Records, read
-from roost.errors import Conflict, NotFound, RoostError
+from roost.errors import Conflict, NotFound, RoostError, Unavailable
 from roost.model import codec
 from roost.model.image import Image, ImageStatus
 from roost.model.kinds import BY_NAME, prefix_of
@@ -197,6 +197,8 @@ class ImageReconciler:
                 arch=manifest.arch,
                 size=manifest.size,
                 virtual_size=manifest.virtual_size,
+                firmwares=manifest.firmwares,
+                hardware=manifest.hardware,
             ),
             settle=True,
         )
@@ -280,8 +282,9 @@ class ImageReconciler:
         machines, _ = await self._store.list(prefix_of(BY_NAME["machine"]))
         keep = {read(entry, Image).status.digest for entry in images}
         keep |= {read(entry, Machine).status.image for entry in machines}
-        keep |= await asyncio.to_thread(self._stands.images)
-        await self._pool.collect(keep, _GRACE)
+        with contextlib.suppress(Unavailable):  # a pool of volumes is not open yet: what stands on images is not known
+            keep |= await asyncio.to_thread(self._stands.images)
+            await self._pool.collect(keep, _GRACE)
 
 
 class _Gone(Exception):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Literal
 
 import msgspec
 
+from roost.control.attaching import Attaching
 from roost.control.base import Retry
 from roost.control.custody import Custody
 from roost.control.endings import ended, failed, was_asked
@@ -33,6 +36,9 @@ ENOUGH_SPACE = 256 << 20
 LOOK_FOR_SPACE = 2.0
 """Seconds between two looks whether the host's disk has space again."""
 
+LOOK_AT_DISK = 30.0
+"""Seconds between two tries of a guest's write that met an error of the disk."""
+
 ASK_AGAIN = 2.0
 """Seconds between two presses of the power button."""
 
@@ -40,9 +46,26 @@ ON_DISK: frozenset[Step] = frozenset({"create-disk", "make-disk", "fork", "start
 """Steps that need a disk for themselves."""
 
 WAY_UP: frozenset[Step] = frozenset(
-    {"find-image", "await-image", "create-disk", "find-origin", "await-origin", "fork", "make-disk", "start", "resume"}
+    {
+        "find-image",
+        "await-image",
+        "create-disk",
+        "find-origin",
+        "await-origin",
+        "fork",
+        "make-disk",
+        "start",
+        "attach",
+        "resume",
+    }
 )
 """Steps whose error ends the way up; every other step is tried again."""
+
+
+WAITS: frozenset[Step] = frozenset(
+    {"await-networks", "await-volumes", "await-image", "await-end", "await-space", "hold-back", "remove-object"}
+)
+"""Steps after which something else will wake the machine."""
 
 
 class Machines:
@@ -63,9 +86,13 @@ class Machines:
         self._wake_after = wake_after
         self._starting = Starting(world, recorder, custody, self._show)
         self._wiring = Wiring(world, recorder, self._show)
+        self._attaching = Attaching(records, recorder, world.holds, self._show, wake_after)
         self._acts: dict[Step, Callable[[str, Machine, Held], Awaitable[None]]] = {
             "await-networks": self._starting.await_networks,
+            "await-volumes": self._attaching.await_volumes,
             "wire": self._wiring.wire,
+            "attach": self._attaching.attach,
+            "hold-back": self._hold_back,
             "find-image": self._starting.find_image,
             "await-image": self._starting.await_image,
             "create-disk": self._starting.create_disk,
@@ -120,7 +147,9 @@ class Machines:
             await self._fail(key, machine, held, error, twin=twin)
         if step in ("find-origin", "await-origin"):
             return not held.making
-        return step not in ("await-networks", "await-image", "await-end", "await-space", "remove-object")
+        if step == "attach":
+            return held.mounts is not None
+        return step not in WAITS
 
     def _undisturbed(self, step: Step, machine: Machine) -> AbstractAsyncContextManager[None]:
         """Steps that put a disk to use, replace or remove it do not do so while housekeeping copies it."""
@@ -135,6 +164,8 @@ class Machines:
         await self._world.taker.recover(machine, held)
         image = await self._look_at_image(machine, held)
         state = await _state_of(held.guest)
+        if state == "io-error" and machine.status.volumes:
+            await self._world.watch.look()
         if state == "gone":
             # Its end is being awaited already; that wakes us with the reason.
             raise Retry("the process is ending", after=0.5)
@@ -149,7 +180,9 @@ class Machines:
             overdue=self._grace_left(machine, held) <= 0,
             agent=held.agent,
             files=where.keep.exists() or where.live.exists(),
+            room=not self._world.watch.holds_back(machine),
             **await self._look_at_ports(machine, held),
+            **await self._attaching.look(machine, held),
         )
 
     async def _look_at_ports(self, machine: Machine, held: Held) -> dict[str, bool]:
@@ -207,25 +240,41 @@ class Machines:
         await self._show(key, phase=phase, generation=machine.meta.generation, progress="", error=None, born=True)
 
     async def _await_space(self, key: str, machine: Machine, held: Held) -> None:
-        """QEMU has stopped the guest at a write for which the host had no space; it goes on where it stood as soon as there is some."""
+        """QEMU has stopped the guest at a write that failed; it goes on where it stood, and tries that again, when there is space."""
         guest, free = self._guest(held), files.free_space(self._world.paths.state)
-        if free >= ENOUGH_SPACE:
+        full = guest.trouble in ("", os.strerror(errno.ENOSPC))
+        # A disk of another place than the state directory may still be full, or broken: then it stops again at once.
+        patience = LOOK_FOR_SPACE if full else LOOK_AT_DISK
+        wait = held.tried + patience - self._world.clock.now()
+        if wait <= 0 and (free >= ENOUGH_SPACE or not full):
+            held.tried = self._world.clock.now()
             self._world.reserve.hold()
             await guest.resume()
-            await self._recorder.record(machine, "Resumed", "the host's disk has space again: the machine goes on")
+            await self._recorder.record(
+                machine, "Resumed", "the machine goes on, and tries again what it could not write"
+            )
             await self._show(key, phase="running", error=None)
             return
-        self._world.reserve.release()
-        self._wake_after(key, LOOK_FOR_SPACE)
+        if full and free < ENOUGH_SPACE:
+            self._world.reserve.release()
+        self._wake_after(key, max(wait, LOOK_FOR_SPACE))
         if machine.status.error is None:
-            why = f"the disk of the host is full: {free >> 20} MiB are free, and it goes on at {ENOUGH_SPACE >> 20} MiB"
-            trouble = Trouble(
-                what=f'machine "{machine.name}" stands still',
-                why=why,
-                fix="free space on the host: roost doctor storage",
+            trouble = _full(machine, free) if full else _broken(machine, guest.trouble)
+            await self._recorder.record(
+                machine, "DiskFull" if full else "DiskError", f"{trouble.what}: {trouble.why}", level="error"
             )
-            await self._recorder.record(machine, "DiskFull", f"{trouble.what}: {why}", level="error")
             await self._show(key, phase="paused", error=trouble)
+
+    async def _hold_back(self, key: str, machine: Machine, held: Held) -> None:
+        """A pool that it writes to is all but full: it stands still where it is until there is room, and then goes on by itself."""
+        guest, trouble = self._guest(held), await self._world.watch.why(machine)
+        if await guest.state() == "running":
+            await guest.pause()
+        await failpoints.reach("mount.held-back")
+        before = machine.status.error
+        if before is None or before.what != trouble.what:
+            await self._recorder.record(machine, "PoolFull", f"{trouble.what}: {trouble.why}", level="error")
+            await self._show(key, phase="paused", error=trouble, progress="waiting for room in a pool")
 
     # ------------------------------------------------------------------ act: towards stopped and gone
 
@@ -266,6 +315,7 @@ class Machines:
         exit = held.exit or Exit("unknown", clean=False)
         asked = was_asked(machine)
         self._world.reservations.release(machine.meta.uid)
+        await self._attaching.release(key)
         after = await self._records.update(key, lambda now: ended(now, exit, asked=asked))
         held.forget_process()
         calm = after.status.phase == "stopped"
@@ -289,6 +339,8 @@ class Machines:
             await asyncio.to_thread(files.remove_tree, directory)
 
     async def _remove_object(self, key: str, machine: Machine, held: Held) -> None:
+        await self._attaching.release(key)
+        machine = await self._records.machine(key)
         self._custody.forget(machine)
         self._world.reservations.release(machine.meta.uid)
         await self._records.remove(key, machine.meta.revision)
@@ -306,6 +358,7 @@ class Machines:
         held.forget_process()
         held.origin = None
         self._world.reservations.release(machine.meta.uid)
+        await self._attaching.release(key)
         if twin or (machine.spec.source is not None and not is_born(machine)):
             # A copy is whole or not at all.
             await self._remove_files(key, machine, held)
@@ -326,6 +379,24 @@ class Machines:
         if held.guest is None:
             raise Retry("the process ended meanwhile", after=0)
         return held.guest
+
+
+def _full(machine: Machine, free: int) -> Trouble:
+    why = f"the disk of the host is full: {free >> 20} MiB are free, and it goes on at {ENOUGH_SPACE >> 20} MiB"
+    if free >= ENOUGH_SPACE:
+        why = "a pool that it writes to is full, and it goes on when there is space"
+    return Trouble(
+        what=f'machine "{machine.name}" stands still', why=why, fix="free space on the host: roost pool list"
+    )
+
+
+def _broken(machine: Machine, said: str) -> Trouble:
+    why = f"a disk of the host gave an error: {said[:200]}; nothing is lost, and it tries again every {LOOK_AT_DISK:.0f} s"
+    return Trouble(
+        what=f'machine "{machine.name}" stands still',
+        why=why,
+        fix="see what is wrong with the disk: roost doctor storage",
+    )
 
 
 async def _state_of(guest: Guest | None) -> RunState | None:

@@ -9,6 +9,7 @@ from roost.model.machine import Machine
 
 Step = Literal[
     "await-networks",
+    "await-volumes",
     "find-image",
     "await-image",
     "create-disk",
@@ -21,6 +22,8 @@ Step = Literal[
     "pause",
     "greet",
     "wire",
+    "attach",
+    "hold-back",
     "press-power",
     "await-end",
     "await-space",
@@ -45,7 +48,8 @@ class Seen(NamedTuple):
     `image` is the state of the image object. `origin` is what the machine is to go on from instead of booting afresh (a machine, a
     snapshot, a warm template), `memory` whether that has memory; "none" when it boots. `pressed` and `overdue` say whether the power
     button was pressed and its grace is over; `agent` who answers inside, if anybody does; `files` that something of it is on disk.
-    `networks`: those that it is plugged into are ready; `wired`: the ports of the running machine are those of its spec.
+    `networks`: those that it is plugged into are ready; `wired`: the ports of the running machine are those of its spec. `volumes` and
+    `attached` say the same of its volumes; `room` that the pools that it writes to have some.
     """
 
     guest: RunState | None = None
@@ -60,6 +64,9 @@ class Seen(NamedTuple):
     files: bool = False
     networks: bool = True
     wired: bool = True
+    volumes: bool = True
+    attached: bool = True
+    room: bool = True
 
 
 def next_step(machine: Machine, seen: Seen) -> Step | None:
@@ -147,6 +154,8 @@ def _towards_origin(machine: Machine, seen: Seen) -> Step:
 def _towards_process(machine: Machine, seen: Seen) -> Step:
     if not seen.networks:
         return "await-networks"
+    if not seen.volumes:
+        return "await-volumes"
     if is_copy(machine):
         return _towards_origin(machine, seen)
     if seen.image == "unknown":
@@ -161,17 +170,33 @@ def _towards_process(machine: Machine, seen: Seen) -> Step:
 def _towards_power(machine: Machine, seen: Seen) -> Step | None:
     if machine.spec.power == "paused" and seen.guest in ("running", "prelaunch"):
         return "pause" if seen.guest == "running" else "show-paused" if machine.status.phase != "paused" else None
-    if machine.spec.power == "running" and seen.guest in ("paused", "prelaunch"):
-        return "resume"
+    may_run = machine.spec.power == "running" and seen.guest in ("paused", "prelaunch", "io-error", "running")
+    if may_run and (step := _towards_running(seen)):
+        return step
     if seen.guest in ("panicked", "internal-error", "shutdown"):
         return "kill"
+    return _while_it_runs(machine, seen)
+
+
+def _towards_running(seen: Seen) -> Step | None:
+    """Its volumes are there before its first instruction, and nobody writes to a pool that is all but full."""
+    if seen.guest == "prelaunch" and not seen.attached:
+        return "attach"
+    if not seen.room:
+        return "hold-back"
+    return "resume" if seen.guest in ("paused", "prelaunch") else None
+
+
+def _while_it_runs(machine: Machine, seen: Seen) -> Step | None:
     if seen.guest == "io-error":
         return "await-space"
     if seen.agent is not None and seen.agent != machine.status.agent and machine.spec.power == "running":
         return "greet"
     if seen.guest == "running" and not seen.wired and seen.networks:
         return "wire"
-    return _towards_shown(machine)
+    if step := _towards_shown(machine):
+        return step
+    return "attach" if seen.guest == "running" and not seen.attached else None
 
 
 def _towards_shown(machine: Machine) -> Step | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from roost import log
-from roost.control import housekeeping, snapshots, warm
+from roost.control import holds, housekeeping, poolwatch, snapshots, volumes, warm
 from roost.control.addresses import Addresses
 from roost.control.checkpoints import Checkpoints
 from roost.control.contents import Contents
@@ -16,6 +16,7 @@ from roost.control.custody import Custody
 from roost.control.events import Recorder
 from roost.control.forecast import reserve
 from roost.control.forwards import Forwards
+from roost.control.holds import Holds, Keys
 from roost.control.housekeeping import Housekeeping
 from roost.control.images import ImageReconciler
 from roost.control.images import Parts as ImageParts
@@ -28,6 +29,8 @@ from roost.control.networks import Means as NetworkMeans
 from roost.control.networks import Networks, Residents, RuleSets
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.pools import Pools
+from roost.control.poolwatch import PoolWatch
 from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.programs import Means as ProgramMeans
@@ -37,6 +40,9 @@ from roost.control.reservations import Reservations
 from roost.control.schedules import Schedules
 from roost.control.snapshots import Snapshots
 from roost.control.taking import Parts, Taker
+from roost.control.volumes import Volumes
+from roost.control.volumesnapshots import VolumeSnapshots
+from roost.control.volumesources import Sources
 from roost.control.warm import Warm
 from roost.control.world import Pool as MachinePool
 from roost.control.world import World
@@ -51,11 +57,13 @@ from roost.model.machine import Machine
 from roost.model.meta import Arch
 from roost.model.network import Mode
 from roost.model.node import Verdict
+from roost.model.pool import Pool as StoragePool
 from roost.model.program import Program
 from roost.model.snapshot import Snapshot
 from roost.network.base import Door, Fabrics
 from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest
+from roost.storage.pool import Pool as Place
 from roost.store.base import Store
 
 MACHINE_WORKERS = 64
@@ -66,6 +74,9 @@ PROGRAM_WORKERS = 32
 
 SNAPSHOT_WORKERS = 8
 """Snapshots written down at once."""
+
+VOLUME_WORKERS = 16
+"""Volumes worked on at once: one may take hours to move."""
 
 
 class Pool(MachinePool, ImagePool, Protocol):
@@ -111,6 +122,16 @@ class Engines(Protocol):
         ...
 
     @property
+    def open_pool(self) -> Callable[[StoragePool], Awaitable[Place]]:
+        """What opens the places where volumes live."""
+        ...
+
+    @property
+    def keys(self) -> Keys:
+        """The passphrases of encrypted volumes."""
+        ...
+
+    @property
     def prepare(self) -> Callable[[Machine, Manifest], Awaitable[Prepared]]:
         """What is made before a first start."""
         ...
@@ -127,6 +148,14 @@ class Here(NamedTuple):
     node: str
 
 
+class Storage(NamedTuple):
+    """Pools and volumes."""
+
+    pools: Pools
+    holds: Holds
+    watch: PoolWatch
+
+
 class Plane(NamedTuple):
     """The reconcilers, running."""
 
@@ -141,6 +170,8 @@ class Plane(NamedTuple):
     programs: Programs
     contents: Contents
     networks: Networks
+    storage: Storage
+    places: Reservations
 
     def running(self) -> int:
         """Machines and programs that run."""
@@ -161,9 +192,9 @@ async def begin(here: Here, engine: Engines, stack: AsyncExitStack) -> Plane:
     )
     templates = await _begin_warm(here, engine, shared, house, stack)
     taker = Taker(Parts(custody, engine.layers, engine.pool, house, here.paths))
-    images = ImageReconciler(
-        *common, ImageParts(engine.pool, here.facts.arch, _Stands(engine.layers, shared.checkpoints, templates))
-    )
+    storage = await _begin_storage(here, engine, shared, stack)
+    stands = _Stands(engine.layers, shared.checkpoints, templates, storage.pools)
+    images = ImageReconciler(*common, ImageParts(engine.pool, here.facts.arch, stands))
     schedules = Schedules(*common, clock, _wall)
     contents = Contents(here.paths)
     programs = await _begin_programs(here, shared, contents, stack)
@@ -180,6 +211,8 @@ async def begin(here: Here, engine: Engines, stack: AsyncExitStack) -> Plane:
         programs,
         contents,
         networks,
+        storage,
+        shared.places,
     )
     world = _world(here, engine, shared, plane, taker, ports)
     means = snapshots.Means(custody.guest, taker, shared.checkpoints, house, clock, _wall)
@@ -248,6 +281,8 @@ def _world(here: Here, engine: Engines, shared: _Shared, plane: Plane, taker: Ta
         reserve=reserved,
         prepare=engine.prepare,
         ports=ports,
+        holds=plane.storage.holds,
+        watch=plane.storage.watch,
         node=here.node,
     )
 
@@ -280,6 +315,23 @@ def _begin_networks(here: Here, engine: Engines, shared: _Shared, stack: AsyncEx
     return networks, Ports(shared.records, networks, addresses)
 
 
+async def _begin_storage(here: Here, engine: Engines, shared: _Shared, stack: AsyncExitStack) -> Storage:
+    """Pools, volumes and their snapshots."""
+    loop, records, recorder = shared.loop, shared.records, shared.recorder
+    pools = Pools(records, recorder, engine.open_pool, lambda: watch.changed())
+    watch = PoolWatch(poolwatch.Parts(records, recorder, pools, here.clock, loop.wake))
+    await pools.begin()
+    await watch.begin()
+    held = Holds(holds.Parts(records, pools, engine.keys, shared.custody.guest, here.facts.boot, loop.wake))
+    sources = Sources(records, held, engine.pool, lambda digest: here.paths.image(digest).disk)
+    means = volumes.Means(held, sources, here.clock, _wall, watch.changed, loop.wake_after)
+    loop.add("pools/", pools)
+    loop.add("volumes/", Volumes(records, recorder, means), workers=VOLUME_WORKERS)
+    loop.add("volumesnapshots/", VolumeSnapshots(records, recorder, held, watch.changed), workers=VOLUME_WORKERS)
+    stack.callback(log.spawn_task(watch.run(), "pools").cancel)
+    return Storage(pools, held, watch)
+
+
 class _Projects:
     """A project that is gone takes its templates along: another of its name must not find them."""
 
@@ -298,14 +350,16 @@ class _Projects:
 class _Stands:
     """What stands on images besides machines: the layers of their disks, and warm templates, which make way."""
 
-    def __init__(self, layers: Layers, checkpoints: Checkpoints, templates: Warm) -> None:
+    def __init__(self, layers: Layers, checkpoints: Checkpoints, templates: Warm, pools: Pools) -> None:
         self._layers = layers
+        self._pools = pools
         self._checkpoints = checkpoints
         self.forget_image = templates.forget_image
 
     def images(self) -> set[str]:
-        """The digests that a layer, a machine's disk or a snapshot stands on."""
-        return self._layers.images() | {kept.traits.image for kept in self._checkpoints.kept("snapshot").values()}
+        """The digests that a layer, a machine's disk, a snapshot or a volume stands on."""
+        kept = self._checkpoints.kept("snapshot").values()
+        return self._layers.images() | {one.traits.image for one in kept} | self._pools.images()
 
     def snapshots(self, digest: str) -> set[str]:
         """The uids of the snapshots that stand on this image."""

@@ -43,6 +43,7 @@ async def _open_ssh(where: MachineFiles) -> tuple[str, Publish]:
     """The public key that the guest must let in, and the port of our loopback that leads to it: another one at every start."""
     from roost.hypervisor.sshagent import make_key  # here, because few machines need it and it takes 20 MiB
 
+    where.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = await asyncio.to_thread(make_key, where.access_key)
     port = sockets.free_port()
     await asyncio.to_thread(files.atomic_write, where.access_port, str(port).encode())

@@ -15,12 +15,14 @@ from roost.model.image import Image
 from roost.model.kinds import BY_NAME, prefix_of
 from roost.model.machine import Machine
 from roost.model.network import Network
+from roost.model.pool import Pool
 from roost.model.program import Program
 from roost.model.ruleset import RuleSet
 from roost.model.snapshot import Snapshot
+from roost.model.volume import Volume, VolumeSnapshot
 from roost.store.base import Entry, Store
 
-T = TypeVar("T", Machine, Program, Network, RuleSet, Forward, Image, Snapshot)
+T = TypeVar("T", Machine, Program, Network, RuleSet, Forward, Image, Snapshot, Pool, Volume, VolumeSnapshot)
 
 
 class Records:
@@ -52,6 +54,18 @@ class Records:
     async def network(self, key: str) -> Network:
         """The network at `key`. Raises NotFound."""
         return read(await self.store.get(key), Network)
+
+    async def pool(self, key: str) -> Pool:
+        """The pool at `key`. Raises NotFound."""
+        return read(await self.store.get(key), Pool)
+
+    async def volume(self, key: str) -> Volume:
+        """The volume at `key`. Raises NotFound."""
+        return read(await self.store.get(key), Volume)
+
+    async def volumesnapshot(self, key: str) -> VolumeSnapshot:
+        """The snapshot of a volume at `key`. Raises NotFound."""
+        return read(await self.store.get(key), VolumeSnapshot)
 
     async def all(self, type_: type[T], project: str | None = None) -> list[T]:
         """Every object of a kind (in one project)."""

@@ -97,6 +97,13 @@ class Taker:
             await self._recover(machine, held)
             guest = held.guest
             traits = machine.status.started_as
+            if memory and machine.status.volumes:
+                names = ", ".join(mount.volume for mount in machine.status.volumes)
+                what = f'the memory of machine "{machine.name}" can not be kept'
+                fix = (
+                    f"roost volume detach {machine.status.volumes[0].volume} {machine.name}; or do without: --no-memory"
+                )
+                raise Conflict(what, f"volumes are attached to it: {names}, and go on without it", fix)
             if guest is None and memory:
                 what = f'the memory of machine "{machine.name}" can not be kept'
                 raise Conflict(what, "it is not running", f"roost start {machine.name}; or do without: --no-memory")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from roost.control.checkpoints import Checkpoint, Checkpoints
+from roost.control.holds import Holds
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.poolwatch import PoolWatch
 from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.reservations import Reservations
@@ -108,4 +110,6 @@ class World(NamedTuple):
     reserve: Reserve
     prepare: Callable[[Machine, Manifest], Awaitable[Prepared]]
     ports: Ports
+    holds: Holds
+    watch: PoolWatch
     node: str = ""

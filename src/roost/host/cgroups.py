@@ -42,6 +42,11 @@ class CGroup(NamedTuple):
         """Whether no process is in it."""
         return not any(_read(directory / "cgroup.procs") for directory in self.directories)
 
+    def pids(self) -> frozenset[int]:
+        """The processes in it, but those that can not be seen from here."""
+        words = [word for directory in self.directories for word in _read(directory / "cgroup.procs").split()]
+        return frozenset(map(int, words)) - {0}
+
     def make_room(self, size: int) -> None:
         """See that the bound of its memory is at least `size` bytes above what is in use; it is never lowered. Raises OSError."""
         for directory in self.directories:

@@ -30,7 +30,7 @@ _CACHE_LIMIT = 4 << 20
 _FAMILIES = {"x86_64": "pc-q35-", "aarch64": "virt-", "riscv64": "virt"}
 _DEVICES = re.compile(
     r"virtio-(?:blk|net|rng|serial|scsi|gpu|balloon)-(?:pci|device)|virtserialport|pvpanic(?:-pci)?|vmgenid|pcie-root-port"
-    r"|tpm-(?:crb|tis|tis-device)"
+    r"|tpm-(?:crb|tis|tis-device)|VGA|bochs-display"
 )
 _FIRMWARE = (
     "/usr/share/OVMF",

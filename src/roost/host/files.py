@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import stat
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -83,3 +85,23 @@ def free_space(path: Path) -> int:
     """Bytes that the caller may still write on the file system of `path`."""
     usage = os.statvfs(path)
     return usage.f_bavail * usage.f_frsize
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable, whoever wrote it. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path, offset: int, length: int) -> bool:
+    """Whether another open file description, of any process, holds a lock (F_OFD_SETLK) in this part of a file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        asked = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
+        kind: int = struct.unpack_from("@h", fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
+        return kind != fcntl.F_UNLCK
+    finally:
+        os.close(descriptor)

@@ -30,6 +30,8 @@ _DEADLINE = 20.0
 _LAST_WORDS = 5.0
 """Seconds for a child that we no longer want to arrive at its closed gate."""
 _OUTPUT = 1 << 20
+_TOOL_THREADS = 128
+"""QEMU's tools read and write with up to 64 threads besides their own, and end when one can not be made."""
 _OOM_SCORE = 500
 """The kernel's killer should take a guest before the daemon."""
 
@@ -311,7 +313,7 @@ async def run_in_jail(
     program = system.find_program(argv[0])
     binds = [*program_binds(program), *(Bind(path, target) for target, path in readable.items())]
     binds += [Bind(path, target, writable=True) for target, path in writable.items()]
-    limits = Limits(memory=bounds["memory"], heap=bounds["memory"], file_size=bounds["file_size"])
+    limits = Limits(bounds["memory"], _TOOL_THREADS, heap=bounds["memory"], file_size=bounds["file_size"])
     tool = Jail(f"tool-{uuid.uuid4()}", [str(program), *argv[1:]], binds, limits=limits)
     with contextlib.ExitStack() as lent:
         for path in readable.values():

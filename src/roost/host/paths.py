@@ -130,6 +130,11 @@ class ImageFiles(NamedTuple):
         """The initramfs for direct boot."""
         return self.directory / "initramfs"
 
+    @property
+    def screen(self) -> Path:
+        """A picture (PNG) of what the disk showed when it was proved; absent when it never was. Written after the manifest, no part of the image."""
+        return self.directory / "screen.png"
+
 
 class LayerFiles(NamedTuple):
     """A disk that was written once and never will be again: others stand on it. Read-only once `manifest` exists."""
@@ -319,6 +324,26 @@ class Paths(NamedTuple):
         return self.state / "machines"
 
     @property
+    def disks(self) -> Path:
+        """The directories of all root disks: those of their machines."""
+        return self.machines
+
+    @property
+    def pools(self) -> Path:
+        """The pool "default", and what is known of the others, a file each named by their uid."""
+        return self.state / "pools"
+
+    @property
+    def keys(self) -> Path:
+        """The keys of encrypted volumes (0600), a file for each project."""
+        return self.state / "keys"
+
+    @property
+    def passages(self) -> Path:
+        """Named pipes by which keys reach tools; everything here is removed when the daemon starts."""
+        return self.run / "passages"
+
+    @property
     def live_machines(self) -> Path:
         """All machines' sockets and process records."""
         return self.run / "machines"
@@ -376,6 +401,14 @@ class Paths(NamedTuple):
     def machine(self, uid: str) -> MachineFiles:
         """The files of the machine with this uid."""
         return MachineFiles(self.machines / uid, self.live_machines / uid)
+
+    def disk(self, uid: str) -> MachineFiles:
+        """The files of the root disk of the machine with this uid."""
+        return self.machine(uid)
+
+    def pool_record(self, uid: str) -> Path:
+        """There as soon as this daemon has marked that pool as its own: then a place without its mark is not mounted."""
+        return self.pools / f"{uid}.json"
 
     def network(self, uid: str) -> NetworkFiles:
         """The files of the network with this uid."""

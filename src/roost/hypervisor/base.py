@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from roost.host.paths import MachineFiles
 from roost.model.machine import Isolation, Process, Publish
 from roost.model.meta import Arch, Firmware
+from roost.model.volume import Limits
 
 RunState = Literal["prelaunch", "running", "paused", "shutdown", "panicked", "internal-error", "io-error", "gone"]
 """What QMP says of the guest, in few words; "gone" when the process has ended."""
@@ -39,6 +40,78 @@ class Overlay(NamedTuple):
 
     file: Path
     node: str
+
+
+class Medium(NamedTuple):
+    """How the bytes of a volume are reached: a `file` of this host, opened by us and passed by descriptor, that stands on the read-only qcow2
+    files `below`, the nearest first; or the unix `socket` of an NBD server and its `export`. `key` is the passphrase of what is encrypted by
+    LUKS in it; it is never in argv or in a message of ours. In the order of storage.pool.Opened."""
+
+    format: Literal["qcow2", "raw"]
+    file: Path | None = None
+    below: Sequence[Path] = ()
+    socket: Path | None = None
+    export: str = ""
+    key: bytes | None = None
+
+
+class Attachment(NamedTuple):
+    """A volume as a machine is given it: `uid` (a UUID) is the volume's, `lun` its place (0 to MOST_VOLUMES - 1), `serial` what the guest knows it by
+    (1 to 36 letters, digits, '.', '_' and '-'). Several machines may have one that all of them have `read_only`."""
+
+    uid: str
+    lun: int
+    serial: str
+    medium: Medium
+    limits: Limits = Limits()
+    read_only: bool = False
+
+
+class Volumes(Protocol):
+    """The volumes of one guest, at any time from before its first instruction on. What QEMU says counts: nothing is remembered."""
+
+    async def attached(self) -> Mapping[int, str]:
+        """The uids of the volumes, as they were given to `attach`, by their LUNs."""
+        ...
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Plug a volume in. Nothing when exactly this one is there. Raises Conflict (the LUN is taken, the volume is in use elsewhere), Invalid,
+        Unavailable (its file, server or key); then nothing of it is left behind."""
+        ...
+
+    async def detach(self, lun: int, *, force: bool = False) -> None:
+        """Take a volume out: returns when all is written and QEMU has closed it. Nothing when there is none. A guest whose agent answers lets go
+        of it first; raises Conflict when it uses it (mounted, part of something) or stands still, and Unavailable when it does not let go
+        in time: then it is attached still. `force` takes it away without asking; what the guest has not written yet is lost."""
+        ...
+
+    async def limit(self, lun: int, limits: Limits) -> None:
+        """Other limits, from now on. Raises NotFound, Unavailable."""
+        ...
+
+    async def grow(self, lun: int, size: int) -> None:
+        """Grow a volume to `size` bytes, and tell the guest; nothing when it is as large already. Raises Invalid for a smaller one, NotFound,
+        Conflict while it moves."""
+        ...
+
+    async def move(
+        self, lun: int, to: Medium, progress: Callable[[float], None], ready: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Copy a volume to an empty medium of the same size, and from then on use that alone, while the guest goes on. `ready` is awaited as
+        soon as `to` is used, has all, and the guest still stands still for it (so be quick): until it has returned the guest is told of no write
+        that the old one lacks. When this raises (Unavailable, OutcomeUnknown, NotFound, Conflict) or is cancelled, the volume is where
+        `backing` says: as a rule where it was."""
+        ...
+
+    async def backing(self, lun: int) -> Medium | None:
+        """Which file the volume is written to now; without what is below and without a key. None when there is no volume.
+        This tells after a cut of any kind whether a move or a cover came to be."""
+        ...
+
+    async def cover(self, lun: int, overlay: Overlay, key: bytes | None = None) -> None:
+        """What was written until now stays in the file below, which QEMU writes no more; the overlay is written from now on. Raises Unavailable,
+        OutcomeUnknown, NotFound, Conflict while it moves; then `backing` tells."""
+        ...
 
 
 class Frozen(Protocol):
@@ -87,7 +160,8 @@ class Launch(NamedTuple):
     `memory` is in bytes. `uid` is the machine's identity (a UUID) and its SMBIOS UUID. `hostname` is for the network's DHCP.
     A network "unplugged" is a network card whose link stays down. `cards` are further ones; with a user network
     none of them is in slot 0. With `saved` the guest does not boot but goes on from there:
-    everything else must give the same `shape`. `spare` names the pool whose waiting QEMU may be taken.
+    everything else must give the same `shape`. `spare` names the pool whose waiting QEMU may be taken. `display` gives it a graphics card,
+    whose picture `Guest.screenshot` takes; nobody else sees it.
     """
 
     uid: str
@@ -107,6 +181,7 @@ class Launch(NamedTuple):
     tpm: bool = False
     saved: Saved | None = None
     spare: str = ""
+    display: bool = False
 
 
 class Exit(NamedTuple):
@@ -275,6 +350,9 @@ class Guest(Protocol):
     isolation: Isolation
     addresses: tuple[str, ...]
     console: Console
+    volumes: Volumes
+    trouble: str
+    """What QEMU said of the error of a disk for which the guest stands still ("No space left on device"), or ""."""
     on_change: Callable[[], None]
     cloning: Literal["in-place", "copy"]
     """How `checkpoint` keeps memory: "in-place" shares it, "copy" copies it while the guest stands still."""
@@ -340,6 +418,10 @@ class Guest(Protocol):
     async def unplug(self, slot: int) -> None:
         """Take the card out of a slot; returns when the guest let go of it and its tap is closed. Nothing when there is none. Raises Conflict for
         slot 0, Unavailable when the guest does not let go."""
+        ...
+
+    async def screenshot(self) -> bytes:
+        """What its screen shows, as a PNG of at most 16 MiB. Raises Conflict for a machine without `Launch.display`, Unavailable."""
         ...
 
     async def private_memory(self) -> int:

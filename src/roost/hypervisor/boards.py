@@ -31,7 +31,7 @@ class Board(NamedTuple):
     """One architecture's table. `options` follow the machine type; `kvm_cpus` go by CPU vendor, best first.
 
     `builtin` is the firmware QEMU brings itself: "bios" can start a disk, "" nothing. `panic` lists the devices that carry a
-    guest's panic to us, best first, `tpm` those that carry a TPM.
+    guest's panic to us, best first, `tpm` those that carry a TPM, `display` graphics cards.
     """
 
     package: str
@@ -47,6 +47,7 @@ class Board(NamedTuple):
     strong_memory: bool
     panic: Sequence[str] = ("pvpanic-pci", "pvpanic")
     tpm: Sequence[str] = ()
+    display: Sequence[str] = ("virtio-gpu-pci", "bochs-display")
 
 
 BOARDS: dict[Arch, Board] = {
@@ -79,6 +80,7 @@ BOARDS: dict[Arch, Board] = {
         smbios=True,
         strong_memory=True,
         tpm=("tpm-crb", "tpm-tis"),
+        display=("VGA",),  # a BIOS draws on nothing else
     ),
     "aarch64": Board(
         package="qemu-system-arm",

@@ -168,7 +168,7 @@ async def _thin(scene: Scene) -> float:
 
 
 async def _absorb(scene: Scene, ranges: Sequence[Range]) -> _Parts:
-    async with scene.gate.shut(), _standing_still(scene) as stand:
+    async with scene.gate.shut(), standing_still(scene) as stand:
         await scene.memory.absorb(ranges)
     return _Parts(None, stand.seconds)
 
@@ -176,7 +176,7 @@ async def _absorb(scene: Scene, ranges: Sequence[Range]) -> _Parts:
 async def _instant(scene: Scene, wish: Wish, covers: Covers) -> _Parts:
     device: int | None = None
     try:
-        async with scene.gate.shut(), _standing_still(scene) as stand:
+        async with scene.gate.shut(), standing_still(scene) as stand:
             await failpoints.reach("checkpoint.stopped")
             await covers.put_on()
             await failpoints.reach("checkpoint.covered")
@@ -204,7 +204,7 @@ class _Stand:
 
 
 @contextlib.asynccontextmanager
-async def _standing_still(scene: Scene) -> AsyncIterator[_Stand]:
+async def standing_still(scene: Scene) -> AsyncIterator[_Stand]:
     """Stop the guest, and let it go on if it ran."""
     stand = _Stand()
     if await scene.monitor.query_status() != "running":

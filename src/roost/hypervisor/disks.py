@@ -22,7 +22,7 @@ from roost.model.meta import MiB
 
 _JOB = "roost-flatten-"
 _DISK = re.compile(r"disk(\d{1,4})")
-_SET = re.compile(r"/dev/fdset/(\d{1,6})")
+FDSET = re.compile(r"/dev/fdset/(\d{1,6})")
 _CONCLUDE_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _SPARE_BYTES = 64 * MiB
@@ -89,7 +89,7 @@ class Covers:
                     os.close(descriptor)
         except OSError as error:
             raise Unavailable("the disk can not be covered", f"{error.strerror}: {overlay.file}") from None
-        below = _file_of(overlay.node)
+        below = file_of(overlay.node)
         file = {"driver": "file", "node-name": below, "filename": f"/dev/fdset/{number}", "discard": "unmap"}
         await self._monitor.blockdev_add(file)
         # Without a backing node here: it gets what it covers.
@@ -104,7 +104,7 @@ class Covers:
                 await prune(self._monitor)
 
 
-def _file_of(node: str) -> str:
+def file_of(node: str) -> str:
     """The name of the node for a disk's file: QEMU takes 31 characters."""
     name = f"{node}-file"
     return name if len(name) < 32 else f"file-{hashlib.sha256(node.encode()).hexdigest()[:26]}"
@@ -115,7 +115,7 @@ async def _forbid_writing(monitor: Monitor, covered: Sequence[str]) -> None:
     files = {node.name: node.file for node in await monitor.query_nodes()}
     sets = await monitor.query_fdsets()
     for name in covered:
-        match = _SET.fullmatch(files.get(_file_of(name), ""))
+        match = FDSET.fullmatch(files.get(file_of(name), ""))
         for descriptor in sets.get(int(match[1]), ()) if match else ():
             if descriptor.opaque == "write":
                 await monitor.remove_fd(int(match[1]) if match else 0, descriptor.number)
@@ -126,7 +126,7 @@ async def prune(monitor: Monitor) -> None:
     for node in await monitor.query_nodes():  # upper ones come first
         with contextlib.suppress(Unavailable):
             await monitor.blockdev_del(node.name)
-    used = {match[1] for node in await monitor.query_nodes() if (match := _SET.fullmatch(node.file))}
+    used = {match[1] for node in await monitor.query_nodes() if (match := FDSET.fullmatch(node.file))}
     for number in await monitor.query_fdsets():
         if str(number) not in used:
             with contextlib.suppress(Unavailable):
@@ -138,12 +138,17 @@ async def resize(monitor: Monitor, pid: int, size: int) -> None:
     disks = await writable(monitor)
     if not disks:
         raise Unavailable("the disk was not grown", "the machine has none")
+    allow_files(pid, size)
+    await monitor.block_resize(disks[0].node, size)
+
+
+def allow_files(pid: int, size: int) -> None:
+    """Let QEMU write files for a disk of `size` bytes."""
     most = size * 11 // 10 + _SPARE_BYTES
     with contextlib.suppress(OSError, ValueError):  # where we may not, QEMU has room for a tenth more all the same
         soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         if soft != resource.RLIM_INFINITY and soft < most:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, max(most, hard) if hard >= 0 else hard))
-    await monitor.block_resize(disks[0].node, size)
 
 
 class _Way(NamedTuple):
@@ -154,13 +159,23 @@ class _Way(NamedTuple):
     name: str
 
 
-async def flatten(monitor: Monitor, signals: Signals, progress: Callable[[float], None], name: str) -> None:
+class Block(NamedTuple):
+    """The block layer of one QEMU. Whoever makes nodes or removes those that nothing uses holds `nodes` for it."""
+
+    monitor: Monitor
+    signals: Signals
+    nodes: asyncio.Lock
+
+
+async def flatten(block: Block, progress: Callable[[float], None], name: str) -> None:
     """See `base.Guest.flatten`."""
+    monitor, signals, nodes = block
     await end_jobs(monitor, signals)
     chain = await _chain(monitor)
     if len(chain) > 2:  # else it stands on one file or none
         await _stream(monitor, signals, _Way(chain[0], chain[-1], name), progress)
-        await prune(monitor)
+        async with nodes:
+            await prune(monitor)
     progress(1.0)
 
 
@@ -170,39 +185,39 @@ async def _stream(monitor: Monitor, signals: Signals, way: _Way, progress: Calla
         try:
             await monitor.block_stream(job, *way)
             await failpoints.reach("flatten.started")
-            if await _work(monitor, job, changes, progress) == "pending":
+            if await follow(monitor, job, changes, progress) == "pending":
                 await failpoints.reach("flatten.pending")
                 await monitor.job_finalize(job)
                 await changes.next(_CONCLUDE_SECONDS)
             await failpoints.reach("flatten.concluded")
         except BaseException:
-            await asyncio.shield(log.spawn_task(_give_up(monitor, job, changes), f"give up {job}"))
+            await asyncio.shield(log.spawn_task(give_up(monitor, job, changes), f"give up {job}"))
             raise
-    await _dismiss(monitor, job)
+    await dismiss(monitor, job)
 
 
-async def end_jobs(monitor: Monitor, signals: Signals) -> None:
+async def end_jobs(monitor: Monitor, signals: Signals, prefix: str = _JOB) -> None:
     """Give up what an earlier daemon began and left."""
     for left in await monitor.query_jobs():
-        if left.name.startswith(_JOB):
+        if left.name.startswith(prefix):
             with signals.expect("JOB_STATUS_CHANGE", frozenset({"concluded"}), left.name) as changes:
-                await _give_up(monitor, left.name, changes)
+                await give_up(monitor, left.name, changes)
 
 
-async def _work(monitor: Monitor, job: str, changes: Expected, progress: Callable[[float], None]) -> str:
-    """Returns "pending" or "concluded"."""
+async def follow(monitor: Monitor, job: str, changes: Expected, progress: Callable[[float], None]) -> str:
+    """Tell how far a job is until it changes: its new status, of those that `changes` expects."""
     while True:
         with contextlib.suppress(OutcomeUnknown):
             return await changes.next(_LOOK_SECONDS)
-        current = await _find(monitor, job)
+        current = await find_job(monitor, job)
         if current is not None and current.total:
             progress(min(1.0, current.done / current.total))
 
 
-async def _give_up(monitor: Monitor, job: str, changes: Expected) -> None:
+async def give_up(monitor: Monitor, job: str, changes: Expected) -> None:
     """Cancel and forget it, however far it came."""
     with contextlib.suppress(RoostError):
-        current = await _find(monitor, job)
+        current = await find_job(monitor, job)
         if current is not None and current.status != "concluded":
             await monitor.job_cancel(job)
             if await changes.next(_CONCLUDE_SECONDS) == "pending":
@@ -211,17 +226,18 @@ async def _give_up(monitor: Monitor, job: str, changes: Expected) -> None:
             await monitor.job_dismiss(job)
 
 
-async def _dismiss(monitor: Monitor, job: str) -> None:
+async def dismiss(monitor: Monitor, job: str, what: str = "the disk was not flattened") -> None:
     """Forget a concluded job. Raises Unavailable with why it failed."""
-    current = await _find(monitor, job)
+    current = await find_job(monitor, job)
     if current is not None:
         await monitor.job_dismiss(job)
     if current is None or current.error:
         why = current.error if current is not None else "the job is gone"
-        raise Unavailable("the disk was not flattened", f"QEMU says: {why}", "make room on the disk: roost doctor")
+        raise Unavailable(what, f"QEMU says: {why}", "make room on the disk: roost doctor")
 
 
-async def _find(monitor: Monitor, name: str) -> Job | None:
+async def find_job(monitor: Monitor, name: str) -> Job | None:
+    """A job of that name."""
     return next((job for job in await monitor.query_jobs() if job.name == name), None)
 
 

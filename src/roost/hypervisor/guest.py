@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -17,16 +17,18 @@ from roost.errors import Conflict, RoostError, Unavailable
 from roost.host import files, processes
 from roost.host.outputlog import OutputLog
 from roost.host.paths import MachineFiles
-from roost.hypervisor import agent, cards, checkpoint, disks, guestagent, record
-from roost.hypervisor.base import Agent, Card, Console, Exit, Overlay, RunState, Saved
+from roost.hypervisor import agent, cards, checkpoint, disks, guestagent, picture, record
+from roost.hypervisor.base import Agent, Card, Console, Exit, Overlay, RunState, Saved, Volumes
 from roost.hypervisor.checkpoint import GuestMemory, Scene, Wish
 from roost.hypervisor.console import SerialConsole
+from roost.hypervisor.disks import Block
 from roost.hypervisor.gate import Gate
 from roost.hypervisor.inmates import Held
 from roost.hypervisor.monitor import CHANGES, Event, Monitor
 from roost.hypervisor.record import Record
 from roost.hypervisor.saved import duplicate, release
 from roost.hypervisor.signals import Signals
+from roost.hypervisor.volumes import Machine, QemuVolumes
 
 _PREFERENCE_SECONDS = 1.0
 """How long Roost's own agent may be slower than qemu-guest-agent and still be taken."""
@@ -78,11 +80,16 @@ class QemuGuest:
         self._agent: Agent | None = None
         self._connecting = asyncio.Lock()
         self._saving = asyncio.Lock()
+        self._nodes = asyncio.Lock()
         self._shown: RunState | None = None  # what it was, while it stands still for a checkpoint
         self._kept: Saved | None = None  # of a paused guest, which QEMU saves only once
         self._reason = ""
         self._killed = False
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.trouble = ""
+        self.volumes: Volumes = QemuVolumes(
+            Machine(self.process.pid, self._qmp, self._signals, self._nodes, self.state, self.agent, self._still)
+        )
         self._console.open()
         self._signals.listener = self._on_event
         self._watcher: asyncio.Task[None] | None = log.spawn_task(self._watch(), f"watch {self.process.pid}")
@@ -90,6 +97,8 @@ class QemuGuest:
     def _on_event(self, event: Event) -> None:
         if event.name == "SHUTDOWN":
             self._reason = event.detail
+        if event.name in ("BLOCK_IO_ERROR", "RESUME"):
+            self.trouble = event.detail
         if event.name in CHANGES and not (self._shown is not None and event.name in _OURS):
             self.on_change()
 
@@ -133,8 +142,7 @@ class QemuGuest:
     ) -> Saved:
         """The guest at one instant: see `base.Guest.checkpoint`."""
         async with self._saving:
-            monitor = self._qmp()
-            scene = Scene(self._record.uid, monitor, self._signals, self._gate, self._memory, self._note)
+            monitor, scene = self._qmp(), self._scene()
             self._shown = before = await monitor.query_status()
             try:
                 await self._make_room()
@@ -142,7 +150,8 @@ class QemuGuest:
                 if again and self._kept is None:
                     why = "it stands still since it was saved last, and Roost was started anew since"
                     raise Conflict("the machine can not be saved", why, "roost resume it first")
-                saved = await checkpoint.take(scene, Wish(overlays, copies, memory and not again))
+                async with self._nodes:
+                    saved = await checkpoint.take(scene, Wish(overlays, copies, memory and not again))
             finally:
                 self._shown = None
             if again and self._kept is not None:
@@ -152,13 +161,27 @@ class QemuGuest:
                 self._kept = duplicate(saved)
             return saved
 
+    def _scene(self) -> Scene:
+        return Scene(self._record.uid, self._qmp(), self._signals, self._gate, self._memory, self._note)
+
+    @contextlib.asynccontextmanager
+    async def _still(self) -> AsyncIterator[None]:
+        """The guest stands still for a moment, as in a checkpoint."""
+        async with self._saving:
+            self._shown = await self._qmp().query_status()
+            try:
+                async with self._gate.shut(), checkpoint.standing_still(self._scene()):
+                    yield
+            finally:
+                self._shown = None
+
     async def tops(self) -> tuple[str, ...]:
         """The nodes that the writable disks write to."""
         return tuple(drive.node for drive in await disks.writable(self._qmp()))
 
     async def flatten(self, progress: Callable[[float], None], name: str = "") -> None:
         """Let the first disk stand on its lowest file alone: see `base.Guest.flatten`."""
-        await disks.flatten(self._qmp(), self._signals, progress, name)
+        await disks.flatten(Block(self._qmp(), self._signals, self._nodes), progress, name)
 
     async def resize_disk(self, size: int) -> None:
         """Grow the first disk, in bytes."""
@@ -181,6 +204,10 @@ class QemuGuest:
         """Take a network card out."""
         async with self._saving:
             await cards.unplug(self._qmp(), self._signals, slot)
+
+    async def screenshot(self) -> bytes:
+        """What its screen shows, as a PNG."""
+        return await picture.take(self._qmp(), self._nodes)
 
     async def private_memory(self) -> int:
         """Bytes that only this guest holds, as the kernel counts them (Private_* of proc_pid_smaps_rollup)."""

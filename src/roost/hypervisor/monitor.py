@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import socket
@@ -14,9 +15,9 @@ from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, 
 from roost.errors import NotStarted, OutcomeUnknown, RoostError, Unavailable
 from roost.hypervisor.base import RunState
 
-_LONGEST_MESSAGE = 1 << 20
-"""Bytes of one line that QEMU may send us; the longest answer to a verb here (a long chain of disks) is under 100 KiB."""
-_TEXT, _NAME, _MOST, _DEEPEST = 300, 16 << 10, 256, 64
+_LONGEST_MESSAGE = 4 << 20
+"""Bytes of one line that QEMU may send us; the longest answer to a verb here (16 volumes on long chains) is under 1 MiB."""
+_TEXT, _NAME, _MOST, _DEEPEST = 300, 16 << 10, 512, 64
 """Characters of a string and of a file's name, entries of a list and files of a chain that are looked at."""
 _SECONDS = 10.0
 _BURST = 64
@@ -63,11 +64,12 @@ class Job(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A node of QEMU's block layer: `file` is the name by which it was opened, or ""."""
+    """A node of QEMU's block layer: `file` is the name by which it was opened, or "", `size` what it holds, in bytes."""
 
     name: str
     driver: str
     file: str
+    size: int = 0
 
 
 class Drive(NamedTuple):
@@ -280,11 +282,15 @@ class Monitor:
     async def query_nodes(self) -> tuple[Node, ...]:
         """All named nodes."""
         answer = map(_fields, _items(await self._call("query-named-block-nodes", {"flat": True})))
-        return tuple(Node(_text(node, "node-name"), _text(node, "drv"), _text(node, "file", _NAME)) for node in answer)
+        return tuple(map(_node, answer))
 
     async def blockdev_add(self, options: Mapping[str, Any]) -> None:
         """Make a node."""
         await self._call("blockdev-add", options)
+
+    async def blockdev_reopen(self, options: Mapping[str, Any]) -> None:
+        """Give a node other options: all that it was made with must be told again."""
+        await self._call("blockdev-reopen", {"options": [options]})
 
     async def blockdev_del(self, node: str) -> None:
         """Remove a node that nothing uses."""
@@ -300,6 +306,38 @@ class Monitor:
         finalised and dismissed."""
         arguments = {"job-id": job, "device": node, "base-node": base, "auto-finalize": False, "auto-dismiss": False}
         await self._call("block-stream", {**arguments, "backing-file": name} if name else arguments)
+
+    async def blockdev_mirror(self, job: str, node: str, target: str) -> None:
+        """Begin a job that copies all of `node`, and what is written to it meanwhile, to `target`, which is as large. Once it is "ready"
+        `job_complete` lets `target` take the other's place; it waits to be dismissed."""
+        arguments = {"job-id": job, "device": node, "target": target, "sync": "full", "auto-dismiss": False}
+        await self._call("blockdev-mirror", arguments)
+
+    async def job_complete(self, job: str) -> None:
+        """Let a mirror that is "ready" take effect."""
+        await self._call("job-complete", {"id": job})
+
+    async def set_throttle(self, device: str, throttle: Mapping[str, int]) -> None:
+        """Bound what a disk does: the fields of BlockIOThrottle (qapi/block-core.json)."""
+        await self._call("block_set_io_throttle", {"id": device, **throttle})
+
+    async def add_secret(self, name: str, secret: bytes) -> None:
+        """Tell QEMU a secret that nodes are opened with, by its name. Raises what `_call` raises, which never holds it."""
+        data = {"qom-type": "secret", "id": name, "format": "base64", "data": base64.b64encode(secret).decode()}
+        await self._call("object-add", data)
+
+    async def query_objects(self) -> tuple[str, ...]:
+        """The names of secrets and of whatever else is not a device."""
+        answer = map(_fields, _items(await self._call("qom-list", {"path": "/objects"})))
+        return tuple(_text(entry, "name") for entry in answer)
+
+    async def remove_object(self, name: str) -> None:
+        """Forget a secret."""
+        await self._call("object-del", {"id": name})
+
+    async def screendump(self, path: str) -> None:
+        """Write a PNG of what the screen shows to `path`."""
+        await self._call("screendump", {"filename": path, "format": "png"})
 
     async def block_resize(self, node: str, size: int) -> None:
         """Change a disk's size, in bytes."""
@@ -385,13 +423,18 @@ def _job(fields: Mapping[str, Any]) -> Job:
 
 
 def _drive(fields: Mapping[str, Any]) -> Drive | None:
-    """A disk by the id that we gave its device: QEMU's path of it is /machine/peripheral/ID/virtio-backend."""
+    """A disk by the id that we gave its device: QEMU tells that alone, or its path, /machine/peripheral/ID/virtio-backend."""
     place = _text(fields, "qdev").split("/")
     inserted = _fields(fields.get("inserted"))
-    if "peripheral" not in place[:-1] or not inserted:
+    if not inserted or (len(place) > 1 and "peripheral" not in place[:-1]):
         return None
-    name = place[place.index("peripheral") + 1]
+    name = place[0] if len(place) == 1 else place[place.index("peripheral") + 1]
     return Drive(name, _text(inserted, "node-name"), inserted.get("ro") is True, tuple(_chain(inserted.get("image"))))
+
+
+def _node(fields: Mapping[str, Any]) -> Node:
+    size = _number(_fields(fields.get("image")), "virtual-size")
+    return Node(_text(fields, "node-name"), _text(fields, "drv"), _text(fields, "file", _NAME), size)
 
 
 def _chain(image: Any) -> Iterator[str]:
@@ -403,7 +446,7 @@ def _chain(image: Any) -> Iterator[str]:
 
 
 def _descriptor(value: Any) -> Descriptor:
-    return Descriptor(_number(_fields(value), "fd"), _text(_fields(value), "opaque"))
+    return Descriptor(_number(_fields(value), "fd"), _text(_fields(value), "opaque", _NAME))
 
 
 def _reason(error: BaseException) -> str:

@@ -21,13 +21,13 @@ from roost.hypervisor.boards import BOARDS, Board, find_pflash, kvm_cpu
 from roost.model import size
 from roost.model.facts import Emulator, HostFacts
 from roost.model.meta import MiB
+from roost.model.volume import MOST_VOLUMES
 
 _NOBODY = "00000000-0000-0000-0000-000000000000"
 _NO_MAC = "52:54:00:00:00:00"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_COMMAND_LINE = re.compile(
-    r"[^\x00-\x1f\x7f]{0,2047}"
-)  # x86 kernels take 2048 bytes with the final zero: COMMAND_LINE_SIZE
+_COMMAND_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,2047}")
+"""x86 kernels take 2048 bytes with the final zero: COMMAND_LINE_SIZE."""
 _SERIAL = re.compile(r"[\x21-\x7e]{0,20}")  # VIRTIO_BLK_ID_BYTES
 SEED_SERIAL = "roost-seed"
 
@@ -39,6 +39,8 @@ _OVERHEAD = 320 * MiB
 """What QEMU may use beside the guest's memory and its translation cache: its own heap, device state, disk buffers."""
 _IO_THREADS = 73
 """QEMU's pool makes up to 64 threads for disk requests (util/thread-pool.c); main loop, RCU, our library's and some to spare."""
+_FILES = 256 + MOST_VOLUMES * 32
+"""Descriptors: QEMU's own, and for volumes three for each file of chains as long as they become."""
 NETWORK_CARD = "nic0"
 
 NETWORK_CABLE = "cable"
@@ -47,6 +49,10 @@ HUB = 0
 """The hub of the card in slot 0; that of every other slot has its number."""
 _SLOTS_AT = 0x1D
 """The place on the board of the ports that cards can be plugged into while it runs: functions of one device, free on every board."""
+
+CONTROLLER = "volumes"
+"""What volumes are plugged into, in every machine: QEMU's name of the bus is that with ".0" after it."""
+_CONTROLLER_AT = 0x1C  # free on every board
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -174,7 +180,9 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
         *_disks(launch, descriptors),
         *_network(launch, descriptors),
         *_slots(),
+        *_device("virtio-scsi-pci", id=CONTROLLER, bus="pcie.0", addr=f"{_CONTROLLER_AT:x}"),
         *_cards(launch, descriptors),
+        *_display(launch, board, emulator),
         *_tpm(launch, board, emulator, descriptors),
         *(("-incoming", "defer") if launch.saved is not None else ()),
     ]
@@ -187,7 +195,7 @@ def plan(launch: Launch, facts: HostFacts) -> Plan:
         bounds=Bounds(
             memory=launch.memory + translation + _OVERHEAD,
             processes=launch.cpus + _IO_THREADS,
-            files=256 + 16 * sum(1 + len(disk.below) for disk in launch.disks),
+            files=_FILES + 16 * sum(1 + len(disk.below) for disk in launch.disks),
             cpus=launch.cpus + 1.0,
         ),
         memory_control=memory_control,
@@ -264,17 +272,14 @@ def _check(launch: Launch, facts: HostFacts) -> None:
     for disk in launch.disks:
         if not _SERIAL.fullmatch(disk.serial) or disk.serial == SEED_SERIAL:
             raise Invalid(
-                what, f"{disk.serial!r} can not be a disk's serial: up to 20 printable characters, not {SEED_SERIAL!r}"
+                what, f"{disk.serial!r} can not be a disk's serial: 20 printable characters, not {SEED_SERIAL!r}"
             )
     if launch.memory > facts.memory:
         has, wants = size.show(facts.memory), size.show(launch.memory)
         raise Unavailable(what, f"it wants {wants} of memory and this host has {has}", "give it less: --memory")
     if launch.accelerator == "kvm" and (launch.arch != facts.arch or facts.kvm != "open"):
-        why = (
-            f"its architecture {launch.arch} is not the host's"
-            if launch.arch != facts.arch
-            else f"/dev/kvm is {facts.kvm}"
-        )
+        foreign = f"its architecture {launch.arch} is not the host's"
+        why = f"/dev/kvm is {facts.kvm}" if launch.arch == facts.arch else foreign
         raise Unavailable(what, f"it is to run under KVM, but {why}", "let Roost choose: accelerator auto")
 
 
@@ -442,6 +447,16 @@ def _cards(launch: Launch, descriptors: _Descriptors) -> Iterator[str]:
         if card.tap is not None:
             backend = {"type": "tap", "id": name, "fd": str(descriptors.tap(card.slot))}
         yield from ("-netdev", _json(backend), "-device", _json(card_device(card)))
+
+
+def _display(launch: Launch, board: Board, emulator: Emulator) -> Iterator[str]:
+    """A graphics card that shows what the guest draws to nobody but `screendump`."""
+    if not launch.display:
+        return
+    device = next((name for name in board.display if name in emulator.devices), None)
+    if device is None:
+        raise Unavailable(f"machine {launch.uid} can not start", f"{emulator.path} has no graphics card for its board")
+    yield from _device(device, id="picture")
 
 
 def _tpm(launch: Launch, board: Board, emulator: Emulator, descriptors: _Descriptors) -> Iterator[str]:

@@ -14,7 +14,7 @@ import msgspec
 from roost.errors import Conflict, NotStarted, OutcomeUnknown, RoostError, Unavailable
 from roost.host import failpoints, files, sockets
 from roost.host.paths import MachineFiles, Paths
-from roost.hypervisor import cards, disks, greeting, guestmemory, record
+from roost.hypervisor import cards, disks, greeting, guestmemory, record, volumes
 from roost.hypervisor.base import Guest, Launch
 from roost.hypervisor.beside import ACCOUNTS, FIRST_ACCOUNT, Beside, Network
 from roost.hypervisor.firmware import create_variables
@@ -181,6 +181,7 @@ async def _adopt(machine: MachineFiles, known: Record) -> QemuGuest | None:
             undo.push_async_callback(monitor.close)
             await _wake(machine, known, monitor)
             await disks.end_jobs(monitor, signals)
+            await volumes.settle(monitor, signals)
             memory = await guestmemory.find(machine, known.cloning, known.memory, qemu.process.pid)
             undo.push_async_callback(memory.close)
             guest = QemuGuest(machine, Held(qemu, beside, None), known, Reach(monitor, signals, memory))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +28,10 @@ from roost.hypervisor.record import Entry, Record
 from roost.hypervisor.signals import Signals
 from roost.model.machine import Isolation, Process
 from roost.model.meta import MiB
+from roost.model.volume import LARGEST
 
 _LIBRARY = "/memory.so"
+_CAP_SYS_RESOURCE = 24
 
 
 class Spawned(NamedTuple):
@@ -57,6 +60,7 @@ async def spawn(
             _jail(launch, decided, account, {**descriptors, 1: errors.fileno(), 2: errors.fileno()}),
             lambda process: _write_first(launch, known, process, beside),
         )
+    _bound_files(jailed.process.pid, _largest(launch, decided))
     held = Held(record.hold(jailed), (), errors)
     undo.push_async_callback(held.qemu.end)
     await failpoints.reach("fork.spawned")
@@ -127,7 +131,7 @@ def _jail(launch: Launch, decided: Plan, account: int, descriptors: Mapping[int,
             memory=bounds.memory,
             processes=bounds.processes,
             files=bounds.files,
-            file_size=_largest(launch, decided),
+            file_size=_largest(launch, decided) if _may_raise_limits() else LARGEST * 11 // 10,
             cpus=bounds.cpus,
         ),
         uid=account,
@@ -140,6 +144,21 @@ def _largest(launch: Launch, decided: Plan) -> int:
     too."""
     sizes = [virtual_size(entry.path) for entry in decided.resources if isinstance(entry, Open) and entry.writable]
     return max(max(sizes, default=0) * 11 // 10, launch.memory) + 64 * MiB
+
+
+def _bound_files(pid: int, size: int) -> None:
+    """Bound what QEMU writes to a file until a larger volume comes."""
+    with contextlib.suppress(OSError, ValueError):  # it may have ended, or be another user's that we have no power over
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]))
+
+
+def _may_raise_limits() -> bool:
+    """Whether we may raise the hard limit of another process (CAP_SYS_RESOURCE of capabilities(7)): else a volume that comes later needs it high
+    from the start."""
+    found = re.search(
+        r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(encoding="ascii", errors="replace"), re.M
+    )
+    return bool(found and int(found[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def _isolation(launch: Launch, jailed: Jailed) -> Isolation:

@@ -12,6 +12,10 @@ READ: frozenset[Verb] = frozenset({"get", "list", "watch"})
 USE: frozenset[Verb] = READ | {"create", "update", "delete", "exec", "console"}
 
 
+OF_HOST = frozenset({"node", "pool"})
+"""Kinds that belong to the host, not to a project."""
+
+
 class Principal(NamedTuple):
     """Who calls: "uid:1000" from the peer of the socket. An admin is root or the uid the daemon runs as."""
 
@@ -30,11 +34,11 @@ def may(principal: Principal, verb: Verb, kind: str, members: Mapping[str, Role]
     """Whether `principal` may do `verb` to objects of `kind` in the project with these `members`.
 
     Admins may do everything. Owners may also change the project itself, operators everything inside it, viewers look.
-    Nodes are visible to everyone on the host and changed by admins only. Anyone may create a project (and owns it).
+    Nodes and pools are visible to everyone on the host and changed by admins only. Anyone may create a project (and owns it).
     """
     if principal.admin:
         return Answer(True, True)
-    if kind == "node":
+    if kind in OF_HOST:
         return Answer(True, verb in READ)
     if kind == "project" and verb == "create":
         return Answer(True, True)

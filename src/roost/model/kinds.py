@@ -10,15 +10,31 @@ from roost.model.event import Event
 from roost.model.forward import Forward
 from roost.model.image import Image
 from roost.model.machine import Machine
-from roost.model.meta import IMAGE_NAME, NAME
+from roost.model.meta import IMAGE_NAME, NAME, SNAPSHOT_NAME
 from roost.model.network import Network
 from roost.model.node import Node
+from roost.model.pool import Pool
 from roost.model.program import Program
 from roost.model.project import Project
 from roost.model.ruleset import RuleSet
-from roost.model.snapshot import SNAPSHOT_NAME, Snapshot
+from roost.model.snapshot import Snapshot
+from roost.model.volume import VOLUME_NAME, Volume, VolumeSnapshot
 
-Object: TypeAlias = Machine | Program | Network | RuleSet | Forward | Image | Snapshot | Node | Project | Event
+Object: TypeAlias = (
+    Machine
+    | Program
+    | Network
+    | RuleSet
+    | Forward
+    | Image
+    | Snapshot
+    | Pool
+    | Volume
+    | VolumeSnapshot
+    | Node
+    | Project
+    | Event
+)
 
 
 class Kind(NamedTuple):
@@ -42,6 +58,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("forward", "forwards", Forward, finalized=True),
     Kind("image", "images", Image, IMAGE_NAME, finalized=True),
     Kind("snapshot", "snapshots", Snapshot, SNAPSHOT_NAME, finalized=True),
+    Kind("pool", "pools", Pool, scoped=False, finalized=True),
+    Kind("volume", "volumes", Volume, VOLUME_NAME, finalized=True),
+    Kind("volumesnapshot", "volumesnapshots", VolumeSnapshot, SNAPSHOT_NAME, finalized=True),
     Kind("node", "nodes", Node, writable=False),
     Kind("project", "projects", Project, scoped=False),
     Kind("event", "events", Event, re.compile(r"[0-9a-z-]{1,80}"), writable=False),

@@ -11,6 +11,7 @@ import msgspec
 from roost.errors import Problem
 from roost.model.meta import IMAGE_NAME, NAME, Arch, Firmware, Meta, MiB, Port, Seconds, Size, Struct, Trouble
 from roost.model.network import PortSpec, PortStatus
+from roost.model.volume import MOST_VOLUMES, Mount, MountStatus
 
 Phase = Literal["pending", "preparing", "starting", "running", "paused", "stopping", "stopped", "crashed", "failed"]
 
@@ -72,7 +73,7 @@ class Schedule(Struct, frozen=True, kw_only=True):
 class MachineSpec(Struct, frozen=True, kw_only=True):
     """What the user wants. A restart bumps `restarts`; a forced stop is a `stop_grace` of 0. `cold` forbids the short way up from a
     warm template. `network` is a user-mode network of its own, `ports` are the networks it is plugged into; what is published leads
-    to the first port of a machine without user-mode network."""
+    to the first port of a machine without user-mode network. `volumes` are attached and detached while it runs."""
 
     image: str
     cpus: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
@@ -86,6 +87,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     stop_grace: Seconds = 30.0
     network: Literal["user", "none"] = "user"
     ports: tuple[PortSpec, ...] = ()
+    volumes: tuple[Mount, ...] = ()
     publish: tuple[Publish, ...] = ()
     hostname: str | None = None
     ssh_keys: tuple[str, ...] = ()
@@ -116,6 +118,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
             yield Problem("source", "name exactly one: machine or snapshot")
         yield from _key_problems("ssh_keys", self.ssh_keys)
         yield from self._port_problems()
+        yield from self._volume_problems()
         yield from self._publish_problems()
         yield from self._user_problems()
 
@@ -128,6 +131,14 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
                 yield Problem(f"ports[{index}].{problem.path}", problem.message)
             if port.title in titles[:index]:
                 yield Problem(f"ports[{index}].name", f"{port.title!r} stands twice: give each port a name of its own")
+
+    def _volume_problems(self) -> Iterator[Problem]:
+        if len(self.volumes) > MOST_VOLUMES:
+            yield Problem("volumes", f"are more than {MOST_VOLUMES}")
+        names = [mount.volume for mount in self.volumes]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield Problem(f"volumes[{index}].volume", f"{name!r} stands twice")
 
     def _publish_problems(self) -> Iterator[Problem]:
         seen: set[tuple[str, int, str]] = set()
@@ -225,6 +236,7 @@ class MachineStatus(Struct, frozen=True, kw_only=True):
     isolation: Isolation = Isolation()
     addresses: tuple[str, ...] = ()
     ports: tuple[PortStatus, ...] = ()
+    volumes: tuple[MountStatus, ...] = ()
     image: str = ""
     agent: Literal["none", "absent", "roost", "qemu-ga", "ssh"] = "none"
     configured: bool = False

@@ -13,6 +13,9 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,126}[a-z0-9])?")
 """Names of images: a label that may hold dots, colons and underscores (`debian:12`)."""
 
+SNAPSHOT_NAME = re.compile(rf"{NAME.pattern}\.{NAME.pattern}")
+"""Names of snapshots: the machine's or volume's, a dot, and the snapshot's own (`web.ready`)."""
+
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 Size = Annotated[

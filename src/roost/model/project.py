@@ -16,13 +16,16 @@ _PRINCIPAL = re.compile(r"uid:\d{1,10}")
 
 
 class Quota(Struct, frozen=True, kw_only=True):
-    """Upper bounds over all machines, programs and networks of the project (memory: of the first two together); None is no bound."""
+    """Upper bounds over all machines, programs, networks and volumes of the project (memory: of the first two together; storage: the sizes of all
+    volumes, those in the trash too); None is no bound."""
 
     machines: int | None = None
     programs: int | None = None
     networks: int | None = None
     cpus: int | None = None
     memory: Size | None = None
+    volumes: int | None = None
+    storage: Size | None = None
 
 
 class ProjectSpec(Struct, frozen=True, kw_only=True):

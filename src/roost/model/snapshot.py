@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
@@ -10,9 +9,6 @@ from typing import Literal
 from roost.errors import Problem
 from roost.model.machine import MachineSpec
 from roost.model.meta import NAME, Meta, Struct, Trouble
-
-SNAPSHOT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-"""Names of snapshots: the machine's, a dot, and the snapshot's own (`web.ready`)."""
 
 
 class SnapshotSpec(Struct, frozen=True, kw_only=True):

@@ -6,13 +6,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from roost.errors import Invalid, Unavailable
 from roost.host import files
-from roost.host.paths import MachineFiles, Paths
+from roost.host.paths import ImageFiles, LayerFiles
+from roost.host.poolpaths import DiskFiles
 from roost.model.meta import Struct
 from roost.storage import formats
 
@@ -25,15 +26,18 @@ _WRITABLE = 0o222
 
 
 class Base(Struct, frozen=True, kw_only=True):
-    """What a disk stands on: an image ("sha256:...") or a layer (its UUID)."""
+    """What a disk stands on: an image ("sha256:...") or a layer (its UUID), or on nothing."""
 
     image: str = ""
     layer: str = ""
 
 
+NOTHING = Base()
+
+
 class Layer(Struct, frozen=True, kw_only=True):
     """A layer's manifest, written last. `virtual_size` in bytes, `size` the file's length in bytes; `digest` ("sha256:...") of the file, "" until it
-    was computed; `origin` is the uid of the machine that wrote it."""
+    was computed; `origin` is the uid of the machine that wrote it, or of the volume that it was."""
 
     id: str
     base: Base
@@ -47,13 +51,39 @@ class Layer(Struct, frozen=True, kw_only=True):
 _Found = TypeVar("_Found", Base, Layer)
 
 
+class Place(Protocol):
+    """Where the disks and layers are that belong together: of all machines (host.paths.Paths), of a pool (PoolFiles)."""
+
+    @property
+    def disks(self) -> Path:
+        """A directory for each disk, named by its uid."""
+        ...
+
+    @property
+    def layers(self) -> Path:
+        """A directory for each layer, named by its UUID."""
+        ...
+
+    def disk(self, uid: str) -> DiskFiles:
+        """The files of a disk."""
+        ...
+
+    def layer(self, uid: str) -> LayerFiles:
+        """The files of a layer."""
+        ...
+
+    def image(self, digest: str) -> ImageFiles:
+        """The files of an image."""
+        ...
+
+
 class Chains:
     """Reads chains. `image_disk` gives the file of an image by its digest, None when it is not there.
 
     What was read once is remembered: a manifest for good (it changes by `learn` alone), a base.json until the file is another.
     """
 
-    def __init__(self, paths: Paths, image_disk: Callable[[str], Path | None]) -> None:
+    def __init__(self, paths: Place, image_disk: Callable[[str], Path | None]) -> None:
         self._paths = paths
         self._image_disk = image_disk
         self._layers: dict[str, Layer] = {}
@@ -99,6 +129,8 @@ class Chains:
             if len(found) > DEEPEST:
                 raise _broken(where.disk, f"more than {DEEPEST} layers stand on each other, or they stand in a circle")
             base = layer.base
+        if base == NOTHING:
+            return tuple(found)
         disk = self._image_disk(base.image)
         if disk is None:
             raise Unavailable(
@@ -109,7 +141,9 @@ class Chains:
         return (*found, disk)
 
     def virtual_size(self, base: Base) -> int:
-        """Bytes that the guest of a disk on `base` sees. Raises Unavailable."""
+        """Bytes that the guest of a disk on `base` sees, 0 for nothing. Raises Unavailable."""
+        if base == NOTHING:
+            return 0
         if base.layer:
             layer = self.layer(base.layer)
             if layer is None:
@@ -129,9 +163,9 @@ class Chains:
             base = layer.base
 
     def image_below(self, base: Base) -> str:
-        """The digest of the image at the end of the chain. Raises Unavailable."""
+        """The digest of the image at the end of the chain, "" when there is none. Raises Unavailable."""
         *_, last = self.links(base)
-        if not last.image:
+        if last.layer:
             raise _broken(self._paths.layer(last.layer).disk, "it is missing")
         return last.image
 
@@ -139,22 +173,22 @@ class Chains:
         """The UUIDs of all layers that one of `bases` names or stands on, those that are missing too."""
         return {link.layer for base in bases for link in self.links(base) if link.layer}
 
-    def base_of(self, machine: MachineFiles) -> Base | None:
+    def base_of(self, disk: DiskFiles) -> Base | None:
         """What base.json says; None when there is none. Raises Unavailable when it can not be read."""
-        return self._remembered(machine.base)
+        return self._remembered(disk.base)
 
-    def coming(self, machine: MachineFiles) -> Base | None:
+    def coming(self, disk: DiskFiles) -> Base | None:
         """What the disk is about to stand on, as next.json says; None when it stays where it is. Raises Unavailable."""
-        return self._remembered(machine.next_base)
+        return self._remembered(disk.next_base)
 
-    def machines(self) -> list[tuple[str, Base]]:
-        """The uid of each machine and what its disk stands on or will. Raises Unavailable when a file can not be read."""
+    def disks(self) -> list[tuple[str, Base]]:
+        """The uid of each disk and what it stands on or will. Raises Unavailable when a file can not be read."""
         return [(uid, base) for uid in self.uids() for base in self.bases(uid)]
 
     def uids(self) -> list[str]:
-        """The uids of all machines that have files; what is remembered of others is forgotten."""
+        """The uids of all disks that have files; what is remembered of others is forgotten."""
         try:
-            uids = [path.name for path in self._paths.machines.iterdir()]
+            uids = [path.name for path in self._paths.disks.iterdir()]
         except FileNotFoundError:
             uids = []
         there = set(uids)
@@ -164,8 +198,8 @@ class Chains:
         return uids
 
     def bases(self, uid: str) -> list[Base]:
-        """What a machine's disk stands on, and what it is about to; a layer that is only just being made is left out. Raises Unavailable."""
-        where = self._paths.machine(uid)
+        """What a disk stands on, and what it is about to; a layer that is only just being made is left out. Raises Unavailable."""
+        where = self._paths.disk(uid)
         # In this order: what leaves next.json arrives in base.json, so one of the two has it.
         coming, base = self.coming(where), self.base_of(where)
         if coming is not None and self.unfinished(coming):
@@ -224,9 +258,9 @@ def virtual_size(disk: Path) -> int:
         raise Unavailable(f"{disk} can not be used", why, "roost doctor storage") from error
 
 
-def hint(machine: MachineFiles, below: Path) -> str:
-    """How a machine's disk names the file below it, for people: both move together with the state directory."""
-    return os.path.relpath(below, machine.keep)
+def hint(disk: DiskFiles, below: Path) -> str:
+    """How a disk names the file below it, for people: both move together with the state directory."""
+    return os.path.relpath(below, disk.keep)
 
 
 def _broken(disk: Path, problem: str) -> Unavailable:

@@ -20,8 +20,10 @@ from roost.host import files
 from roost.host.paths import ImageFiles, Paths
 from roost.model import size as sizes
 from roost.model.meta import Arch, GiB
-from roost.storage import catalogue, fetch, importing, namespaces
+from roost.storage import appliances, catalogue, conversion, exporting, fetch, importing, namespaces
+from roost.storage.formats import Format
 from roost.storage.manifest import AgentKind, Manifest, Progress
+from roost.storage.ova import Appliance
 from roost.storage.template import Template, Workshop
 from roost.storage.templates import TEMPLATES
 from roost.storage.templates import find as find_template
@@ -129,7 +131,9 @@ class Images:
                 wish, partial, lambda done: report("downloading", done if done is None else done * 0.7)
             )
             report("checking and rewriting", 0.7)
-            manifest = await importing.rewrite(partial, product, name, wish.limit)
+            manifest = await importing.rewrite(
+                partial, product, name, wish.limit, lambda what, done: report(what, 0.7 + 0.3 * (done or 0.0))
+            )
             partial.unlink()
             return msgspec.structs.replace(manifest, arch=arch)
 
@@ -158,9 +162,27 @@ class Images:
 
             async def make(_: Path, product: ImageFiles, report: Progress) -> Manifest:
                 report("checking and rewriting", None)
-                return await importing.rewrite(upload, product, name, limit)
+                draft = await importing.rewrite(upload, product, name, limit, report)
+                return await appliances.look(upload, product, draft)
 
             return await self._ensure(f"sha256-{digest}", make, 0, progress)
+
+    async def export(self, digest: str, format: Format, name: str) -> AsyncIterator[bytes]:
+        """The disk of an image in another format than its own, as a stream; nothing of it stays. Raises Invalid, Unavailable."""
+        manifest = self.find(digest)
+        disk = conversion.whole(self.files(digest).disk, "qcow2", manifest.virtual_size if manifest is not None else 0)
+        async with self._directory() as scratch:
+            return await exporting.stream(disk, scratch, format, name)
+
+    async def export_disk(self, disk: conversion.Disk, format: Format, name: str) -> AsyncIterator[bytes]:
+        """A disk that stands anywhere, whole and in one format, as a stream; nothing of it stays. Raises Invalid, Unavailable."""
+        async with self._directory() as scratch:
+            return await exporting.stream(disk, scratch, format, name)
+
+    async def export_appliance(self, disk: conversion.Disk, machine: Appliance) -> AsyncIterator[bytes]:
+        """An OVA of a machine with this one disk, as a stream; nothing of it stays. Raises Invalid, Unavailable."""
+        async with self._directory() as scratch:
+            return await appliances.stream(disk, scratch, machine)
 
     def templates(self) -> list[str]:
         """The names of everything that `ensure_template` makes or fetches, those built here first."""

@@ -1,8 +1,8 @@
 """Disks that stand on disks: layers that are never written again, and who stands on them.
 
-A machine's root disk changes what it stands on by one small journal: `next_disk` is written whole, then `next_base` says what a disk made of
-it stands on. From then on the change is decided, unless that is a layer which the present root disk is still to become; two renames
-end it, and whoever finds `next_base` can go on from there. So a daemon or a host may stop at any instant.
+A disk, a machine's root disk or a volume, changes what it stands on by one small journal: `next_disk` is written whole, then `next_base` says
+what a disk made of it stands on. From then on the change is decided, unless that is a layer which the present disk is still to become; two
+renames end it, and whoever finds `next_base` can go on from there. So a daemon or a host may stop at any instant.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -20,10 +20,10 @@ import msgspec
 
 from roost.errors import Conflict, Invalid, Unavailable
 from roost.host import files
-from roost.host.paths import MachineFiles, Paths
+from roost.host.poolpaths import DiskFiles
 from roost.model import size as sizes
-from roost.storage import chains, flattening, formats, verification
-from roost.storage.chains import Base, Chains, Layer
+from roost.storage import chains, flattening, formats, overlays, verification
+from roost.storage.chains import Base, Chains, Layer, Place
 from roost.storage.verification import Finding
 
 __all__ = ["LONGEST", "Base", "Finding", "Layer", "Layers", "Next", "Space"]
@@ -33,6 +33,8 @@ LONGEST = 8
 
 _ROOM = 16 << 20
 """Bytes of disk that must be free before a disk is made: what comes after it, a layer's manifest first of all, must not fail for lack of them."""
+
+_PAGE = 4096
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,14 +56,14 @@ class Space(NamedTuple):
 
 
 class Layers:
-    """All layers of this host. Who stands on what is read from the files themselves, never counted.
+    """All layers of a place. Who stands on what is read from the files themselves, never counted.
 
-    `image_disk` gives the file of an image by its digest, None when it is not there. The caller does one thing at a time to each machine.
+    `image_disk` gives the file of an image by its digest, None when it is not there. The caller does one thing at a time to each disk.
     """
 
-    def __init__(self, paths: Paths, image_disk: Callable[[str], Path | None]) -> None:
+    def __init__(self, paths: Place, image_disk: Callable[[str], Path | None]) -> None:
         self._paths = paths
-        self._chains = Chains(paths, image_disk)
+        self.chains = Chains(paths, image_disk)
         self._using: list[Base] = []
         """What disks are being made on just now: no file says so yet."""
 
@@ -69,26 +71,27 @@ class Layers:
         """At daemon start: remove layers without a manifest, and disks that were not whole when a daemon before this one ended."""
         await asyncio.to_thread(self._sweep)
 
-    def base_of(self, machine: MachineFiles, image: str) -> Base:
-        """What the machine's root disk stands on; `image` is the digest of the image that it was made from. Raises Unavailable."""
-        return self._chains.base_of(machine) or Base(image=image)
+    def base_of(self, disk: DiskFiles, image: str) -> Base:
+        """What the disk stands on; `image` is the digest of the image that it was made from, "" for none. Raises Unavailable."""
+        return self.chains.base_of(disk) or Base(image=image)
 
     def below(self, base: Base) -> tuple[Path, ...]:
         """The files that a disk on `base` stands on, the nearest first. Raises Unavailable when one is missing, was changed in size or was made
         writable."""
-        return self._chains.below(base)
+        return self.chains.below(base)
 
     def virtual_size(self, base: Base) -> int:
         """Bytes that the guest sees. Raises Unavailable."""
-        return self._chains.virtual_size(base)
+        return self.chains.virtual_size(base)
 
-    async def create_disk(self, base: Base, machine: MachineFiles, size: int | None = None) -> None:
-        """A new empty root disk on `base`, `size` bytes or as large as that; replaces what was there, atomically.
+    async def create_disk(self, base: Base, disk: DiskFiles, size: int | None = None) -> None:
+        """A new empty disk on `base`, `size` bytes or as large as that; replaces what was there, atomically.
 
         Killed in between, either the old disk is there and `pending` tells nothing, or it tells, and `settle` ends it; or do it again.
-        Raises Invalid (smaller), Conflict (a `prepare` was not settled), Unavailable (disk full; `base` is not whole): then the old disk stays.
+        Raises Invalid (smaller, or no size on nothing), Conflict (a `prepare` was not settled), Unavailable (disk full; `base` is not whole):
+        then the old disk stays.
         """
-        (below, *_), have = self._chains.below(base), self._chains.virtual_size(base)
+        below, have = self.chains.below(base), self.chains.virtual_size(base)
         if size is not None and size < have:
             raise Invalid(
                 f"a disk of {sizes.show(size)} is too small for what it is to stand on",
@@ -96,108 +99,126 @@ class Layers:
                 f"--disk {sizes.show(have)} or more",
             )
         async with self._use(base):
-            await _uncut(self._create_disk, machine, base, formats.overlay(size or have, chains.hint(machine, below)))
+            await _uncut(self._create_disk, disk, base, size or have, below[0] if below else None)
 
-    async def prepare(self, machine: MachineFiles, image: str) -> Next:
-        """The overlay that is to cover the root disk, durable: the guest may rely on what it writes there.
+    async def replace(self, disk: DiskFiles, base: Base, write: Callable[[Path], Awaitable[None]]) -> None:
+        """Let the disk be what `write` makes and makes durable, on `base`; `write` gets the name of a file that is not there.
 
-        Raises Conflict (an earlier `prepare` was not settled), Unavailable (disk full): then nothing of it is left.
+        Killed at any instant, the old disk is there or the new one. Raises Conflict (a `prepare` was not settled), Unavailable (disk full) and
+        what `write` raises: then the old disk stays.
         """
-        self._check_settled(machine)
-        coming = Base(layer=str(uuid.uuid4()))
+        await _uncut(self._make_way, disk)
+        async with self._use(base):
+            try:
+                await write(disk.next_disk)
+                await _uncut(self._decide, disk, base)
+            except BaseException:
+                await _uncut(self._take_back, disk)
+                raise
+            await _uncut(self._advance, disk)
+
+    async def prepare(self, disk: DiskFiles, image: str, layer: str = "") -> Next:
+        """The overlay that is to cover the disk, durable: the guest may rely on what it writes there. `layer` is the UUID that the layer is to
+        have, of nobody else's making.
+
+        Raises Conflict (an earlier `prepare` was not settled, there is such a layer), Unavailable (disk full): then nothing of it is left.
+        """
+        self._check_settled(disk)
+        if layer and self.chains.layer(layer) is not None:
+            raise Conflict(
+                f"{disk.disk} can not be covered", f"there is a layer {layer} already", "roost doctor storage"
+            )
+        coming = Base(layer=layer or str(uuid.uuid4()))
         try:
-            await _uncut(self._prepare, machine, coming)
+            await _uncut(self._prepare, disk, coming)
         except BaseException:
-            await _uncut(self._take_back, machine)
+            await _uncut(self._take_back, disk)
             raise
-        return _next(machine, coming)
+        return _next(disk, coming)
 
-    def pending(self, machine: MachineFiles) -> Next | None:
+    def pending(self, disk: DiskFiles) -> Next | None:
         """The `prepare` that was not settled yet, also that of a daemon before this one. Raises Unavailable."""
-        coming = self._chains.coming(machine)
-        return None if coming is None else _next(machine, coming)
+        coming = self.chains.coming(disk)
+        return None if coming is None else _next(disk, coming)
 
-    async def settle(self, machine: MachineFiles, image: str, *, covered: bool) -> Base:
+    async def settle(self, disk: DiskFiles, image: str, *, covered: bool) -> Base:
         """End what `prepare` began, however far an earlier attempt came: the root disk becomes the layer and the overlay the root disk
         (`covered`: QEMU writes to the overlay, or there is no QEMU), or the overlay goes away. Returns what the root disk stands on then.
 
         An overlay that holds data was covering, and a layer that has its manifest is one, whatever `covered` says. Raises Unavailable
         (disk full, ...): then nothing is lost, and it can be done again.
         """
-        return await _uncut(self._settle, machine, image, covered)
+        return await _uncut(self._settle, disk, image, covered)
 
-    async def repoint(self, machine: MachineFiles, base: Base) -> None:
+    async def repoint(self, disk: DiskFiles, base: Base) -> None:
         """Note that the root disk stands on `base` now (after it was flattened by QEMU). Raises Unavailable."""
-        with _room_for(f"that {machine.disk} stands on its own"):
-            await _uncut(files.atomic_write, machine.base, msgspec.json.encode(base))
+        with _room_for(f"that {disk.disk} stands on its own"):
+            await _uncut(files.atomic_write, disk.base, msgspec.json.encode(base))
 
-    async def flatten(self, machine: MachineFiles, image: str) -> None:
-        """Let the root disk stand on its image alone, for a machine that does not run. What was covered is settled first.
+    async def flatten(self, disk: DiskFiles, image: str) -> None:
+        """Let a disk that nobody uses stand on its image alone; it has one. What was covered is settled first.
 
         Killed at any instant the disk is whole. Raises Unavailable (disk full): then it stands where it stood.
         """
-        base = await self.settle(machine, image, covered=True)
-        below = self._chains.below(base)
+        base = await self.settle(disk, image, covered=True)
+        below = self.chains.below(base)
         if len(below) < 2:
             return
-        target = Base(image=self._chains.image_below(base))
-        async with self._use(base):
-            try:
-                with _room_for(f"{machine.disk} can not be flattened"):
-                    size = chains.virtual_size(machine.disk)
-                    await _uncut(_write, machine.next_disk, formats.overlay(size, chains.hint(machine, below[-1])))
-                await flattening.rebase(machine.next_disk, (machine.disk, *below), chains.hint(machine, below[-1]))
-                await _uncut(self._decide, machine, target)
-            except BaseException:
-                await _uncut(self._take_back, machine)
-                raise
-            await _uncut(self._advance, machine)
+        image_disk = below[-1]
+
+        async def write(target: Path) -> None:
+            with _room_for(f"{disk.disk} can not be flattened"):
+                size = chains.virtual_size(disk.disk)
+                await _uncut(write_new, target, overlays.empty(size, chains.hint(disk, image_disk)))
+            await flattening.rebase(target, (disk.disk, *below), chains.hint(disk, image_disk))
+
+        await self.replace(disk, Base(image=self.chains.image_below(base)), write)
 
     async def collect(self, roots: Iterable[Base]) -> list[str]:
-        """Remove the layers that neither a machine's disk nor any of `roots` stands on, directly or further below. Returns their UUIDs.
+        """Remove the layers that neither a disk nor any of `roots` stands on, directly or further below. Returns their UUIDs.
 
         Raises Unavailable when a chain is broken: what it stood on can not be known, so nothing is removed.
         """
-        await asyncio.to_thread(self._chains.machines)
+        await asyncio.to_thread(self.chains.disks)
         # Files are remembered now, so that this look is short; no disk can be made on a layer between it and the end of the layer.
-        doomed = sorted(set(self._chains.all()) - self._needed(roots))
+        doomed = sorted(set(self.chains.all()) - self._needed(roots))
         for layer in doomed:
             self._paths.layer(layer).manifest.unlink(missing_ok=True)
-            self._chains.forget(layer)
+            self.chains.forget(layer)
         for layer in doomed:
             await asyncio.to_thread(files.remove_tree, self._paths.layer(layer).directory)
         return doomed
 
     def images(self) -> set[str]:
-        """The digests of all images that a layer stands on, or a machine whose base.json says so. Raises Unavailable."""
-        bases = [base for _, base in self._chains.machines()]
-        layers = [layer.base for layer in map(self._chains.layer, self._chains.all()) if layer is not None]
+        """The digests of all images that a layer stands on, or a disk whose base.json says so. Raises Unavailable."""
+        bases = [base for _, base in self.chains.disks()]
+        layers = [layer.base for layer in map(self.chains.layer, self.chains.all()) if layer is not None]
         return {base.image for base in (*bases, *layers, *self._using) if base.image}
 
     def space(self, base: Base, others: Iterable[Base], owner: str = "") -> Space:
-        """What the layers below `base` take, apart by whether a machine's disk or one of `others` stands on them too; images do not count.
+        """What the layers below `base` take, apart by whether a disk or one of `others` stands on them too; images do not count.
 
-        `owner` is the uid of a machine that does not count as another. Raises Unavailable.
+        `owner` is the uid of a disk that does not count as another. Raises Unavailable.
         """
-        machines = (found for uid, found in self._chains.machines() if uid != owner)
-        theirs = self._chains.standing((*machines, *others))
-        taken = {layer: _taken(self._paths.layer(layer).disk) for layer in self._chains.standing((base,))}
+        disks = (found for uid, found in self.chains.disks() if uid != owner)
+        theirs = self.chains.standing((*disks, *others))
+        taken = {layer: _taken(self._paths.layer(layer).disk) for layer in self.chains.standing((base,))}
         shared = sum(taken[layer] for layer in taken.keys() & theirs)
         return Space(sum(taken.values()) - shared, shared)
 
     async def hash(self, layer: str) -> None:
         """Compute and note the digests of a layer and of those below it, where there is none yet, in the background. Raises Unavailable."""
         async with self._use(Base(layer=layer)):
-            for link in tuple(self._chains.links(Base(layer=layer))):
+            for link in tuple(self.chains.links(Base(layer=layer))):
                 if link.layer:
-                    await verification.complete(self._paths, self._chains, link.layer)
+                    await verification.complete(self._paths, self.chains, link.layer)
 
     async def verify(self, *, thorough: bool, others: Iterable[tuple[Base, str]] = ()) -> list[Finding]:
         """Look at every layer and image that something stands on: there, read-only, the size it had and, when `thorough`, its digest.
 
-        `others` are what stands on them besides the machines with a base.json, with names for people.
+        `others` are what stands on them besides the disks with a base.json, with names for people.
         """
-        return await verification.verify(self._paths, self._chains, others, self.hash if thorough else None)
+        return await verification.verify(self._paths, self.chains, others, self.hash if thorough else None)
 
     @contextlib.asynccontextmanager
     async def _use(self, base: Base) -> AsyncIterator[None]:
@@ -209,64 +230,68 @@ class Layers:
             self._using.remove(base)
 
     def _needed(self, roots: Iterable[Base]) -> set[str]:
-        machines = (base for _, base in self._chains.machines())
-        needed = self._chains.standing((*machines, *roots, *self._using))
+        disks = (base for _, base in self.chains.disks())
+        needed = self.chains.standing((*disks, *roots, *self._using))
         for layer in sorted(needed):
-            if self._chains.layer(layer) is None:
+            if self.chains.layer(layer) is None:
                 where = self._paths.layer(layer).directory
                 raise Unavailable(
                     "no layer is removed", f"{where} is missing, and with it what it stood on", "roost doctor storage"
                 )
         return needed
 
-    def _check_settled(self, machine: MachineFiles) -> None:
-        if self._chains.coming(machine) is not None:
-            raise Conflict(f"{machine.disk} can not be changed", "an earlier change of it has not ended", "try again")
+    def _check_settled(self, disk: DiskFiles) -> None:
+        if self.chains.coming(disk) is not None:
+            raise Conflict(f"{disk.disk} can not be changed", "an earlier change of it has not ended", "try again")
 
-    def _create_disk(self, machine: MachineFiles, base: Base, overlay: bytes) -> None:
-        coming = self._chains.coming(machine)
-        if coming is not None and self._chains.unfinished(coming):
-            self._check_settled(machine)
-        self._advance(machine)
-        with _room_for(f"{machine.disk} can not be made", machine.keep):
+    def _make_way(self, disk: DiskFiles) -> None:
+        """End what was decided, so that something new can begin."""
+        coming = self.chains.coming(disk)
+        if coming is not None and self.chains.unfinished(coming):
+            self._check_settled(disk)
+        self._advance(disk)
+
+    def _create_disk(self, disk: DiskFiles, base: Base, size: int, below: Path | None) -> None:
+        self._make_way(disk)
+        with _room_for(f"{disk.disk} can not be made", disk.keep):
             try:
-                _write(machine.next_disk, overlay)
-                self._decide(machine, base)
+                write_new(disk.next_disk, _overlay(size, below, chains.hint(disk, below) if below else ""))
+                self._decide(disk, base)
             except BaseException:
-                self._take_back(machine)
+                self._take_back(disk)
                 raise
-        self._advance(machine)
+        self._advance(disk)
 
-    def _prepare(self, machine: MachineFiles, coming: Base) -> None:
-        with _room_for(f"{machine.disk} can not be covered", machine.keep):
-            size = chains.virtual_size(machine.disk)
-            backing = chains.hint(machine, self._paths.layer(coming.layer).disk)
-            _write(machine.next_disk, formats.overlay(size, backing))
-            self._decide(machine, coming)
+    def _prepare(self, disk: DiskFiles, coming: Base) -> None:
+        with _room_for(f"{disk.disk} can not be covered", disk.keep):
+            size = chains.virtual_size(disk.disk)
+            backing = chains.hint(disk, self._paths.layer(coming.layer).disk)
+            write_new(disk.next_disk, _overlay(size, disk.disk, backing))
+            self._decide(disk, coming)
 
-    def _decide(self, machine: MachineFiles, coming: Base) -> None:
+    def _decide(self, disk: DiskFiles, coming: Base) -> None:
         """From here on the next disk counts. Both are durable when this returns, for that syncs the directory of both."""
-        with _room_for(f"{machine.disk} can not be changed"):
-            files.atomic_write(machine.next_base, msgspec.json.encode(coming))
+        with _room_for(f"{disk.disk} can not be changed"):
+            files.atomic_write(disk.next_base, msgspec.json.encode(coming))
 
-    def _settle(self, machine: MachineFiles, image: str, covered: bool) -> Base:
-        coming = self._chains.coming(machine)
-        if coming is None or not self._chains.unfinished(coming):
-            return self._advance(machine) or self.base_of(machine, image)
-        if not machine.next_disk.exists() or not (covered or _holds_data(machine.next_disk)):
-            self._take_back(machine)
+    def _settle(self, disk: DiskFiles, image: str, covered: bool) -> Base:
+        coming = self.chains.coming(disk)
+        if coming is None or not self.chains.unfinished(coming):
+            return self._advance(disk) or self.base_of(disk, image)
+        if not disk.next_disk.exists() or not (covered or _holds_data(disk.next_disk)):
+            self._take_back(disk)
             files.remove_tree(self._paths.layer(coming.layer).directory)
-            return self.base_of(machine, image)
-        with _room_for(f"{machine.disk} can not become a layer"):
-            self._seal(machine, coming.layer, self.base_of(machine, image))
-        return self._advance(machine) or coming
+            return self.base_of(disk, image)
+        with _room_for(f"{disk.disk} can not become a layer"):
+            self._seal(disk, coming.layer, self.base_of(disk, image))
+        return self._advance(disk) or coming
 
-    def _seal(self, machine: MachineFiles, uid: str, base: Base) -> None:
+    def _seal(self, disk: DiskFiles, uid: str, base: Base) -> None:
         """Give the root disk its second name, as a layer; the first one goes when the overlay takes it."""
         where = self._paths.layer(uid)
         where.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.suppress(FileExistsError):
-            os.link(machine.disk, where.disk)
+            os.link(disk.disk, where.disk)
         # All may read it, so that a jailed tool can; the directories are private.
         where.disk.chmod(0o444)
         if where.disk.stat().st_uid != os.geteuid():
@@ -280,45 +305,45 @@ class Layers:
             virtual_size=chains.virtual_size(where.disk),
             size=where.disk.stat().st_size,
             created=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            origin=machine.keep.name,
+            origin=disk.keep.name,
         )
         verification.write_manifest(where, layer)
         files.sync_directory(self._paths.layers)
-        self._chains.learn(layer)
+        self.chains.learn(layer)
 
-    def _advance(self, machine: MachineFiles) -> Base | None:
+    def _advance(self, disk: DiskFiles) -> Base | None:
         """End a change that was decided; None when there is none.
 
         Nothing is synced: if the host stops, these two renames in one directory are both lost, or the second one (file systems keep their
         order), and found pending again.
         """
-        coming = self._chains.coming(machine)
+        coming = self.chains.coming(disk)
         if coming is None:
-            machine.next_disk.unlink(missing_ok=True)
+            disk.next_disk.unlink(missing_ok=True)
             return None
         with contextlib.suppress(FileNotFoundError):
-            machine.next_disk.replace(machine.disk)
-        machine.next_base.replace(machine.base)
+            disk.next_disk.replace(disk.disk)
+        disk.next_base.replace(disk.base)
         return coming
 
-    def _take_back(self, machine: MachineFiles) -> None:
+    def _take_back(self, disk: DiskFiles) -> None:
         """Undo what was not decided. The root disk is writable again before anything says that it is not about to be covered."""
         with contextlib.suppress(FileNotFoundError):
-            if not machine.disk.stat().st_mode & 0o200:
-                machine.disk.chmod(0o600)
-        machine.next_base.unlink(missing_ok=True)
-        machine.next_disk.unlink(missing_ok=True)
+            if not disk.disk.stat().st_mode & 0o200:
+                disk.disk.chmod(0o600)
+        disk.next_base.unlink(missing_ok=True)
+        disk.next_disk.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         self._paths.layers.mkdir(parents=True, exist_ok=True, mode=0o700)
-        whole = set(self._chains.all())
+        whole = set(self.chains.all())
         for directory in self._paths.layers.iterdir():
             if directory.name not in whole:
                 files.remove_tree(directory)
-        for keep in self._paths.machines.iterdir() if self._paths.machines.is_dir() else ():
-            machine = self._paths.machine(keep.name)
-            if not machine.next_base.exists():
-                machine.next_disk.unlink(missing_ok=True)
+        for keep in self._paths.disks.iterdir() if self._paths.disks.is_dir() else ():
+            disk = self._paths.disk(keep.name)
+            if not disk.next_base.exists():
+                disk.next_disk.unlink(missing_ok=True)
 
 
 async def _uncut(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -348,17 +373,33 @@ def _room_for(what: str, directory: Path | None = None) -> Iterator[None]:
 _MAKE_ROOM = "make room, for instance by deleting snapshots: roost snapshots"
 
 
-def _next(machine: MachineFiles, coming: Base) -> Next:
-    return Next(coming.layer, machine.next_disk, f"top-{coming.layer.replace('-', '')[:20]}")
+def _next(disk: DiskFiles, coming: Base) -> Next:
+    return Next(coming.layer, disk.next_disk, f"top-{coming.layer.replace('-', '')[:20]}")
 
 
-def _write(path: Path, data: bytes) -> None:
-    """A new file that nobody has open, its content durable."""
+def _overlay(size: int, below: Path | None, hint: str) -> bytes:
+    """An empty disk of `size` bytes over `below`; where that is encrypted, by the same key. Raises OSError, Invalid."""
+    if below is None:
+        return overlays.empty(size)
+    with below.open("rb") as file:
+        head = file.read(formats.HEAD)
+        if not overlays.is_locked(head):
+            return overlays.empty(size, hint)
+        where = overlays.luks_header(head)
+        file.seek(where.offset)
+        return overlays.empty(size, hint, file.read(where.length))
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file that nobody has open, its content durable; what is zero takes no room. Raises OSError."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
+        for at in range(0, len(data), _PAGE):
+            if any(page := data[at : at + _PAGE]):
+                file.seek(at)
+                file.write(page)
+        file.truncate(len(data))
         os.fsync(descriptor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from roost.model.image import Hardware
 from roost.model.meta import Arch, Firmware, Struct
 
 Progress = Callable[[str, float | None], None]
@@ -18,7 +19,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     `digest` is "sha256:..." of the disk as stored (diskless: of kernel and initramfs). `name` tells people what it was made from.
     `arch` is None when an upload did not say. `format` "none" means diskless. `size` is bytes on the host, `virtual_size` bytes the
-    guest sees. `firmwares` is in order of preference. `os` is "debian:12", "tiny" or "" when unknown.
+    guest sees. `firmwares` is in order of preference. `os` is "debian:12", "tiny" or "" when unknown. `hardware` is
+    the machine of the appliance that it came in.
     """
 
     digest: str = ""
@@ -33,3 +35,4 @@ class Manifest(Struct, frozen=True, kw_only=True):
     firmwares: tuple[Firmware, ...]
     agent: AgentKind
     os: str = ""
+    hardware: Hardware | None = None

@@ -14,9 +14,9 @@ import msgspec
 
 from roost.errors import Unavailable
 from roost.host import files
-from roost.host.paths import LayerFiles, Paths
+from roost.host.paths import LayerFiles
 from roost.storage import chains
-from roost.storage.chains import Base, Chains, Layer
+from roost.storage.chains import NOTHING, Base, Chains, Layer, Place
 
 Hash = Callable[[str], Awaitable[None]]
 """Computes and notes the digest of a layer that has none."""
@@ -26,7 +26,7 @@ _BLOCK = 8 << 20
 
 
 class Finding(NamedTuple):
-    """Something wrong with a file that others stand on. `users` are what stands on it (machine uids, "snapshot ..." and the like)."""
+    """Something wrong with a file that others stand on. `users` are what stands on it (uids of disks, "snapshot ..." and the like)."""
 
     file: str
     problem: str
@@ -34,8 +34,8 @@ class Finding(NamedTuple):
     users: tuple[str, ...] = ()
 
 
-async def verify(paths: Paths, known: Chains, others: Iterable[tuple[Base, str]], hash: Hash | None) -> list[Finding]:
-    """Everything that is wrong with what machines and `others` stand on; with `hash` every byte is read."""
+async def verify(paths: Place, known: Chains, others: Iterable[tuple[Base, str]], hash: Hash | None) -> list[Finding]:
+    """Everything that is wrong with what disks and `others` stand on; with `hash` every byte is read."""
     users, findings = await asyncio.to_thread(_users, paths, known, tuple(others))
     for base, who in users.items():
         found = await _look(paths, known, base, hash)
@@ -44,7 +44,7 @@ async def verify(paths: Paths, known: Chains, others: Iterable[tuple[Base, str]]
     return findings
 
 
-async def complete(paths: Paths, known: Chains, uid: str) -> None:
+async def complete(paths: Place, known: Chains, uid: str) -> None:
     """Compute and note the digest of a layer, unless its manifest has one; nobody removes it meanwhile. Raises Unavailable."""
     layer, where = known.layer(uid), paths.layer(uid)
     if layer is None or layer.digest:
@@ -63,7 +63,7 @@ def write_manifest(where: LayerFiles, layer: Layer) -> None:
 
 
 def _users(
-    paths: Paths, known: Chains, others: Iterable[tuple[Base, str]]
+    paths: Place, known: Chains, others: Iterable[tuple[Base, str]]
 ) -> tuple[dict[Base, set[str]], list[Finding]]:
     """Who stands on each layer and image, and what can not be read on the way."""
     users: dict[Base, set[str]] = {}
@@ -73,15 +73,16 @@ def _users(
         try:
             standing += [(base, uid) for base in known.bases(uid)]
         except Unavailable as error:
-            findings.append(Finding(str(paths.machine(uid).keep), error.what + ": " + error.why, error.fix, (uid,)))
+            findings.append(Finding(str(paths.disk(uid).keep), error.what + ": " + error.why, error.fix, (uid,)))
     for base, who in standing:
         with contextlib.suppress(Unavailable):  # a manifest that can not be read is found again by `_look`
             for link in known.links(base):
                 users.setdefault(link, set()).add(who)
+    users.pop(NOTHING, None)
     return users, findings
 
 
-async def _look(paths: Paths, known: Chains, base: Base, hash: Hash | None) -> Finding | None:
+async def _look(paths: Place, known: Chains, base: Base, hash: Hash | None) -> Finding | None:
     """What is wrong with one file, None when nothing is."""
     try:
         layer = known.layer(base.layer) if base.layer else None

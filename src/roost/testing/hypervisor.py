@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from roost.errors import Conflict, NotStarted, RoostError
+from roost.errors import Conflict, Invalid, NotFound, NotStarted, RoostError, Unavailable
 from roost.host.paths import MachineFiles
 from roost.hypervisor.base import (
     Agent,
+    Attachment,
     Card,
     Chunk,
     Command,
@@ -20,13 +21,16 @@ from roost.hypervisor.base import (
     Exit,
     Guest,
     Launch,
+    Medium,
     Overlay,
     RunState,
     Saved,
     Session,
     Setup,
+    Volumes,
 )
 from roost.model.machine import Isolation, Process
+from roost.model.volume import MOST_VOLUMES, Limits
 
 USER_MAC = "52:54:00:00:00:01"
 
@@ -126,6 +130,83 @@ class FakeConsole:
         self._printed += data
 
 
+class FakeVolumes:
+    """The volumes of a guest that obeys. `done` is what was asked, in order; `refuse` is raised instead of doing anything; with `clings` the guest
+    lets go of none; `hold`, once a test makes one, is waited for in a move after its first half."""
+
+    def __init__(self) -> None:
+        self.present: dict[int, Attachment] = {}
+        self.sizes: dict[int, int] = {}
+        self.done: list[str] = []
+        self.refuse: RoostError | None = None
+        self.clings = False
+        self.hold: asyncio.Event | None = None
+
+    async def attached(self) -> Mapping[int, str]:
+        return {lun: one.uid for lun, one in self.present.items()}
+
+    async def attach(self, attachment: Attachment) -> None:
+        lun = attachment.lun
+        self._note(f"attach {lun}")
+        if not 0 <= lun < MOST_VOLUMES:
+            raise Invalid("the volume was not attached", f"there is no LUN {lun}")
+        here = self.present.get(lun)
+        if here is not None and here.uid != attachment.uid:
+            raise Conflict("the volume was not attached", f"LUN {lun} is taken")
+        if any(one.uid == attachment.uid for place, one in self.present.items() if place != lun):
+            raise Conflict("the volume was not attached", "it is attached already")
+        self.present.setdefault(lun, attachment)
+
+    async def detach(self, lun: int, *, force: bool = False) -> None:
+        self._note(f"detach {lun}")
+        if self.clings and lun in self.present and not force:
+            raise Unavailable("the volume was not detached", "the guest does not let go of it")
+        self.present.pop(lun, None)
+
+    async def limit(self, lun: int, limits: Limits) -> None:
+        self._note(f"limit {lun}")
+        self.present[lun] = self._find(lun)._replace(limits=limits)
+
+    async def grow(self, lun: int, size: int) -> None:
+        self._note(f"grow {lun}")
+        self._find(lun)
+        if size < self.sizes.get(lun, 0):
+            raise Invalid("the volume was not grown", "it is larger already")
+        self.sizes[lun] = size
+
+    async def move(
+        self, lun: int, to: Medium, progress: Callable[[float], None], ready: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._note(f"move {lun}")
+        found = self._find(lun)
+        progress(0.5)
+        if self.hold is not None:
+            await self.hold.wait()
+        await ready()
+        self.present[lun] = found._replace(medium=to)
+        progress(1.0)
+
+    async def backing(self, lun: int) -> Medium | None:
+        found = self.present.get(lun)
+        return None if found is None else found.medium._replace(below=(), key=None)
+
+    async def cover(self, lun: int, overlay: Overlay, key: bytes | None = None) -> None:
+        self._note(f"cover {lun}")
+        found = self._find(lun)
+        below = (*((found.medium.file,) if found.medium.file else ()), *found.medium.below)
+        self.present[lun] = found._replace(medium=Medium("qcow2", overlay.file, below, key=key))
+
+    def _note(self, what: str) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        self.done.append(what)
+
+    def _find(self, lun: int) -> Attachment:
+        if lun not in self.present:
+            raise NotFound("no such volume", f"LUN {lun} is empty")
+        return self.present[lun]
+
+
 class FakeGuest:
     """A guest that obeys. `hears_power` False: it ignores its power button."""
 
@@ -136,6 +217,9 @@ class FakeGuest:
         self.addresses: tuple[str, ...] = ("10.0.0.2",) if launch.network == "user" else ()
         self.fake_console = FakeConsole()
         self.console: Console = self.fake_console
+        self.fake_volumes = FakeVolumes()
+        self.volumes: Volumes = self.fake_volumes
+        self.trouble = ""
         self.on_change: Callable[[], None] = lambda: None
         self.hears_power = hears_power
         self.answering = FakeAgent()
@@ -234,6 +318,11 @@ class FakeGuest:
         self.links.pop(slot, None)
         if slot in self.taps:
             os.close(self.taps.pop(slot))
+
+    async def screenshot(self) -> bytes:
+        if not self.launch.display:
+            raise Conflict("there is no picture", "the machine has no screen")
+        return b"\x89PNG\r\n\x1a\n"
 
     async def private_memory(self) -> int:
         return self.private

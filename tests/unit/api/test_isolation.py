@@ -20,9 +20,11 @@ from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine, MachineSpec
 from roost.model.meta import Meta
 from roost.model.network import Network
+from roost.model.pool import Pool
 from roost.model.program import Program, ProgramSpec
 from roost.model.ruleset import RuleSet
 from roost.model.snapshot import Snapshot, SnapshotSpec
+from roost.model.volume import Volume, VolumeSnapshot, VolumeSnapshotSpec, VolumeSpec
 from roost.store.memory import MemoryStore
 from roost.testing.clock import VirtualClock
 from tests.fake_keepers import FakeKeepers
@@ -45,6 +47,9 @@ BODIES: dict[str, Any] = {
     "CloneRequest": {"names": ["mine"]},
     "RestoreRequest": {"snapshot": "attic.attic"},
     "Snapshot": {"name": "attic.attic", "project": SECRET, "spec": {"machine": SECRET}},
+    "Pool": {"name": SECRET},
+    "Volume": {"name": SECRET, "project": SECRET, "spec": {"size": 1 << 20}},
+    "VolumeSnapshot": {"name": "attic.attic", "project": SECRET, "spec": {"volume": SECRET}},
 }
 OPEN = {"create_project"}
 """Names of projects are one namespace: whoever makes one learns whether the name is taken, as with user names anywhere."""
@@ -52,6 +57,8 @@ OPEN = {"create_project"}
 
 FORWARD = ForwardSpec(machine=SECRET, host_port=8080, guest_port=80)
 LAST = ForwardSpec(machine="last", host_port=8080, guest_port=80)
+VOLUME = VolumeSpec(size=1 << 20)
+OF_VOLUME = VolumeSnapshotSpec(volume=SECRET)
 PROGRAM = ProgramSpec(file="a.wasm", sha256="0" * 64)
 
 
@@ -89,6 +96,8 @@ async def world_with(*, secret: bool) -> AsyncIterator[World]:
             w.put(
                 Snapshot(name="attic.attic", project=SECRET if secret else "cellar", spec=SnapshotSpec(machine=SECRET))
             ),
+            w.put(Volume(name=SECRET, project=SECRET if secret else "cellar", spec=VOLUME)),
+            w.put(VolumeSnapshot(name="attic.attic", project=SECRET if secret else "cellar", spec=OF_VOLUME)),
             w.put(Event(name=SECRET, project=SECRET if secret else "cellar", spec=spec)),
         ]
         for writing in made:
@@ -143,7 +152,21 @@ async def test_a_foreign_object_can_not_be_told_from_a_missing_one(route: Route)
 )
 @pytest.mark.parametrize(
     "plural",
-    ["machines", "programs", "networks", "rulesets", "forwards", "images", "snapshots", "events", "projects", "nodes"],
+    [
+        "machines",
+        "programs",
+        "networks",
+        "rulesets",
+        "forwards",
+        "images",
+        "snapshots",
+        "volumes",
+        "volumesnapshots",
+        "pools",
+        "events",
+        "projects",
+        "nodes",
+    ],
 )
 async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> None:
     async with world_with(secret=True) as there, world_with(secret=False) as absent:
@@ -155,7 +178,21 @@ async def test_lists_do_not_hint_at_foreign_objects(plural: str, query: str) -> 
 
 @pytest.mark.fault(79)
 @pytest.mark.parametrize(
-    "kind", ["machine", "program", "network", "ruleset", "forward", "image", "snapshot", "event", "project"]
+    "kind",
+    [
+        "machine",
+        "program",
+        "network",
+        "ruleset",
+        "forward",
+        "image",
+        "snapshot",
+        "volume",
+        "volumesnapshot",
+        "pool",
+        "event",
+        "project",
+    ],
 )
 async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) -> None:
     async with world_with(secret=True) as w:
@@ -175,6 +212,9 @@ async def test_a_watch_of_everything_says_nothing_of_foreign_changes(kind: str) 
                 await w.put(Network(name="last", project="bob"))
                 await w.put(RuleSet(name="last", project="bob"))
                 await w.put(Forward(name="last", project="bob", spec=LAST))
+                await w.put(Volume(name="last", project="bob", spec=VOLUME))
+                await w.put(Pool(name="last"))
+                await w.put(VolumeSnapshot(name="last.last", project="bob", spec=VolumeSnapshotSpec(volume="last")))
                 await w.put(Snapshot(name="last.last", project="bob", spec=SnapshotSpec(machine="last")))
             if b'"name":"last' in chunk or kind == "event":
                 break

@@ -89,7 +89,7 @@ class Uploads:
     async def upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
         self.content[image.name] = b"".join([part async for part in content])
 
-    async def download(self, image: Image) -> AsyncIterator[bytes]:
+    async def download(self, image: Image, format: str = "qcow2") -> AsyncIterator[bytes]:
         if image.name not in self.content:
             raise Conflict(f'image "{image.name}" was not exported', "it has no disk")
         return self._parts(self.content[image.name])

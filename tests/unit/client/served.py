@@ -19,22 +19,32 @@ from roost.api.server import make_server
 from roost.api.services import Services
 from roost.build import build_id
 from roost.control.addresses import Addresses
+from roost.control.admission import Admission
 from roost.control.checkpoints import Checkpoints
 from roost.control.custody import Custody
 from roost.control.events import Recorder, now
 from roost.control.forwards import Forwards
+from roost.control.holds import Holds
+from roost.control.holds import Parts as HoldParts
 from roost.control.loop import Loop
 from roost.control.machines import Machines
 from roost.control.networks import Means as NetworkMeans
 from roost.control.networks import Networks, Residents, RuleSets
 from roost.control.origins import Origins
 from roost.control.pictures import Pictures
+from roost.control.pools import Pools
+from roost.control.poolwatch import Parts as WatchParts
+from roost.control.poolwatch import PoolWatch
 from roost.control.ports import Ports
 from roost.control.preparation import Prepared
 from roost.control.programs import Means, Programs
 from roost.control.records import Records
 from roost.control.reservations import Reservations
 from roost.control.taking import Parts, Taker
+from roost.control.volumes import Means as VolumeMeans
+from roost.control.volumes import Volumes
+from roost.control.volumesnapshots import VolumeSnapshots
+from roost.control.volumesources import Sources
 from roost.control.world import World
 from roost.errors import Conflict
 from roost.host.clock import SystemClock
@@ -49,12 +59,14 @@ from roost.model.image import Image, ImageSpec, ImageStatus
 from roost.model.machine import Machine
 from roost.model.meta import GiB, Meta
 from roost.model.node import Node, Verdict
+from roost.model.pool import Pool as StoragePool
 from roost.model.project import Project
 from roost.storage.manifest import Manifest
 from roost.store.memory import MemoryStore
 from roost.testing.hypervisor import FakeAgent, FakeConsole, FakeGuest, FakeHypervisor, FakeSession
 from roost.testing.network import FakeFabrics
-from tests.control_plane import FakeHouse, FakeLayers, FakeTemplates
+from roost.testing.pool import FakePool
+from tests.control_plane import FakeHouse, FakeKeys, FakeLayers, FakeTemplates
 from tests.fake_keepers import FakeKeepers
 from tests.fake_networks import FakeNetworks
 
@@ -88,7 +100,7 @@ class Uploads:
         )
         await self._store.put(f"images/default/{image.name}", codec.encode(ready))
 
-    async def download(self, image: Image) -> AsyncIterator[bytes]:
+    async def download(self, image: Image, format: str = "qcow2") -> AsyncIterator[bytes]:
         if image.name not in self.content:
             raise Conflict(f'image "{image.name}" was not exported', "it has no disk")
         return self._parts(self.content[image.name])
@@ -147,10 +159,12 @@ class Served:
         pictures = Pictures(store, "x86_64", lambda name, arch: name == "tiny", loop.wake)
         paths = Paths(self.directory / "state", self.directory / "run")
         self.custody = Custody(self.hypervisor, paths, clock, FACTS.boot, loop.wake)
+        await self._storage(paths, loop)
         loop.add("machines/", self._machines(paths, loop, pictures))
         loop.add("programs/", self._programs(loop))
         tasks = [spawn_task(loop.run(), "loop"), spawn_task(pictures.follow(), "pictures")]
         tasks += [spawn_task(follow(), "networks") for follow in self._following]
+        admission = Admission(store, "x86_64")
         services = Services(
             store=store,
             guests=Guests(self.custody),
@@ -161,6 +175,8 @@ class Served:
             owner=os.getuid(),
             node="here",
             build=build_id(),
+            admit=admission.admit,
+            dismiss=admission.dismiss,
         )
         server = make_server(create_app(services), os.getuid())
         self.socket.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +189,23 @@ class Served:
         await loop.stop()
         for task in tasks:
             task.cancel()
+
+    async def _storage(self, paths: Paths, loop: Loop) -> None:
+        records, recorder, clock = Records(self.store), Recorder(self.store), SystemClock()
+
+        async def opened(pool: StoragePool) -> FakePool:
+            return FakePool(self.directory / "pools" / pool.name)
+
+        pools = Pools(records, recorder, opened, lambda: None)
+        self._watch = PoolWatch(WatchParts(records, recorder, pools, clock, loop.wake))
+        self._holds = Holds(HoldParts(records, pools, FakeKeys(), self.custody.guest, "fake", loop.wake))
+        sources = Sources(records, self._holds, Pool(), lambda digest: paths.image(digest).disk)
+        means = VolumeMeans(self._holds, sources, clock, lambda: datetime.now(UTC), lambda: None, loop.wake_after)
+        loop.add("pools/", pools)
+        loop.add("volumes/", Volumes(records, recorder, means))
+        loop.add("volumesnapshots/", VolumeSnapshots(records, recorder, self._holds, lambda: None))
+        await self.store.put("pools/default", codec.encode(StoragePool(name="default", meta=Meta(uid="p"))))
+        await pools.begin()
 
     def _programs(self, loop: Loop) -> Programs:
         self.keepers = FakeKeepers()
@@ -215,6 +248,8 @@ class Served:
             reservations=Reservations(clock, lambda: 64 * GiB, kept_back=0),
             prepare=_prepare,
             ports=self._ports(records, loop),
+            holds=self._holds,
+            watch=self._watch,
         )
         return Machines(records, Recorder(self.store), self.custody, world, loop.wake_after)
 

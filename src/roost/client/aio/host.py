@@ -1,4 +1,4 @@
-"""The SDK's front: one object for a daemon, with its machines, programs, networks, snapshots, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, programs, networks, snapshots, images, volumes, pools, projects, nodes and events."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Unpack
 
+from roost.client.aio.appliances import AsyncAppliances
 from roost.client.aio.machines import AsyncMachines, AsyncSnapshots
 from roost.client.aio.networks import AsyncNetworks
 from roost.client.aio.objects import AsyncObjects
 from roost.client.aio.programs import AsyncPrograms
 from roost.client.aio.session import AsyncSession
 from roost.client.aio.sources import AsyncSources
+from roost.client.aio.volumes import AsyncPools, AsyncVolumes
 from roost.client.aio.wait import apart
 from roost.client.documents import Outcome, check, difference
 from roost.client.endpoint import find
@@ -45,12 +47,15 @@ class AsyncHost:
         self.session = session
         self.project = project
         self.machines = AsyncMachines(session, project)
+        self.appliances = AsyncAppliances(session, project)
         self.snapshots = AsyncSnapshots(session, project)
         self.programs = AsyncPrograms(session, project)
         self.networks = AsyncNetworks(session, project)
         self.rulesets: AsyncObjects[RuleSet] = AsyncObjects(session, BY_NAME["ruleset"], RuleSet, project)
         self.forwards: AsyncObjects[Forward] = AsyncObjects(session, BY_NAME["forward"], Forward, project)
         self.images = AsyncSources(session, project)
+        self.volumes = AsyncVolumes(session, project)
+        self.pools = AsyncPools(session)
         self.projects: AsyncObjects[Project] = AsyncObjects(session, BY_NAME["project"], Project, project)
         self.nodes: AsyncObjects[Node] = AsyncObjects(session, BY_NAME["node"], Node, "system")
         self.events: AsyncObjects[Event] = AsyncObjects(session, BY_NAME["event"], Event, project)

@@ -17,11 +17,11 @@ from roost.client.progress import failed
 from roost.client.protocol import Request, path
 from roost.client.results import Progress
 from roost.errors import Conflict, Invalid, NotFound, OutcomeUnknown
-from roost.model.image import Image
+from roost.model.image import DiskFormat, Image
 from roost.model.kinds import BY_NAME
 
 PIECE = 1 << 20
-_DISK = (".qcow2", ".raw", ".img")
+_DISK = (".qcow2", ".raw", ".img", ".vmdk", ".vhd", ".vhdx", ".vdi", ".ova", ".gz", ".xz", ".zst", ".bz2")
 
 
 class AsyncSources(AsyncObjects[Image]):
@@ -72,13 +72,17 @@ class AsyncSources(AsyncObjects[Image]):
         )
         return await self.get(name)
 
-    async def download(self, name: str, file: Path, *, report: Callable[[str, Progress], None]) -> None:
-        """Write the disk of an image to `file`, which appears when it is whole and its checksum right.
+    async def download(
+        self, name: str, file: Path, *, format: DiskFormat = "qcow2", report: Callable[[str, Progress], None]
+    ) -> None:
+        """Write the disk of an image to `file`, which appears when it is whole; in the format it is stored in (qcow2), also its checksum is right.
 
         Raises NotFound, Conflict (the image has no disk), OutcomeUnknown (the transfer broke, or another checksum).
         """
         image = await self.get(name)
-        answer = await self._session.open(Request("GET", path("images", self._project, name, "content")), timeout=None)
+        target_path = path("images", self._project, name, "content")
+        report(name, Progress(f"exporting {name}"))
+        answer = await self._session.open(Request("GET", f"{target_path}?format={format}"), timeout=None)
         part, digest, done = file.with_name(f".{file.name}.part"), hashlib.sha256(), 0
         try:
             with open(part, "wb") as target:
@@ -87,7 +91,7 @@ class AsyncSources(AsyncObjects[Image]):
                     digest.update(piece)
                     done += len(piece)
                     report(name, Progress(f"exporting {name}", done / max(image.status.size, done)))
-            if f"sha256:{digest.hexdigest()}" != image.status.digest:
+            if format == "qcow2" and f"sha256:{digest.hexdigest()}" != image.status.digest:
                 raise OutcomeUnknown(
                     f"image {name!r} was not exported", "what arrived has another checksum", "try again"
                 )

@@ -1,7 +1,7 @@
 # Derived from aio/host.py by `python -m roost.client.derive`: change that, not this.
 # fmt: off
 # ruff: noqa: I001, UP028, RUF100
-"""The SDK's front: one object for a daemon, with its machines, programs, networks, snapshots, images, projects, nodes and events."""
+"""The SDK's front: one object for a daemon, with its machines, programs, networks, snapshots, images, volumes, pools, projects, nodes and events."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Iterator, Iterable
 from contextlib import contextmanager
 from typing import Any, Unpack
 
+from roost.client.blocking.appliances import Appliances
 from roost.client.blocking.machines import Machines, Snapshots
 from roost.client.blocking.networks import Networks
 from roost.client.blocking.objects import Objects
 from roost.client.blocking.programs import Programs
 from roost.client.blocking.session import Session
 from roost.client.blocking.sources import Sources
+from roost.client.blocking.volumes import Pools, Volumes
 from roost.client.blocking.wait import apart
 from roost.client.documents import Outcome, check, difference
 from roost.client.endpoint import find
@@ -48,12 +50,15 @@ class Host:
         self.session = session
         self.project = project
         self.machines = Machines(session, project)
+        self.appliances = Appliances(session, project)
         self.snapshots = Snapshots(session, project)
         self.programs = Programs(session, project)
         self.networks = Networks(session, project)
         self.rulesets: Objects[RuleSet] = Objects(session, BY_NAME["ruleset"], RuleSet, project)
         self.forwards: Objects[Forward] = Objects(session, BY_NAME["forward"], Forward, project)
         self.images = Sources(session, project)
+        self.volumes = Volumes(session, project)
+        self.pools = Pools(session)
         self.projects: Objects[Project] = Objects(session, BY_NAME["project"], Project, project)
         self.nodes: Objects[Node] = Objects(session, BY_NAME["node"], Node, "system")
         self.events: Objects[Event] = Objects(session, BY_NAME["event"], Event, project)

@@ -20,11 +20,11 @@ from roost.client.progress import failed
 from roost.client.protocol import Request, path
 from roost.client.results import Progress
 from roost.errors import Conflict, Invalid, NotFound, OutcomeUnknown
-from roost.model.image import Image
+from roost.model.image import DiskFormat, Image
 from roost.model.kinds import BY_NAME
 
 PIECE = 1 << 20
-_DISK = (".qcow2", ".raw", ".img")
+_DISK = (".qcow2", ".raw", ".img", ".vmdk", ".vhd", ".vhdx", ".vdi", ".ova", ".gz", ".xz", ".zst", ".bz2")
 
 
 class Sources(Objects[Image]):
@@ -75,13 +75,17 @@ class Sources(Objects[Image]):
         )
         return self.get(name)
 
-    def download(self, name: str, file: Path, *, report: Callable[[str, Progress], None]) -> None:
-        """Write the disk of an image to `file`, which appears when it is whole and its checksum right.
+    def download(
+        self, name: str, file: Path, *, format: DiskFormat = "qcow2", report: Callable[[str, Progress], None]
+    ) -> None:
+        """Write the disk of an image to `file`, which appears when it is whole; in the format it is stored in (qcow2), also its checksum is right.
 
         Raises NotFound, Conflict (the image has no disk), OutcomeUnknown (the transfer broke, or another checksum).
         """
         image = self.get(name)
-        answer = self._session.open(Request("GET", path("images", self._project, name, "content")), timeout=None)
+        target_path = path("images", self._project, name, "content")
+        report(name, Progress(f"exporting {name}"))
+        answer = self._session.open(Request("GET", f"{target_path}?format={format}"), timeout=None)
         part, digest, done = file.with_name(f".{file.name}.part"), hashlib.sha256(), 0
         try:
             with open(part, "wb") as target:
@@ -90,7 +94,7 @@ class Sources(Objects[Image]):
                     digest.update(piece)
                     done += len(piece)
                     report(name, Progress(f"exporting {name}", done / max(image.status.size, done)))
-            if f"sha256:{digest.hexdigest()}" != image.status.digest:
+            if format == "qcow2" and f"sha256:{digest.hexdigest()}" != image.status.digest:
                 raise OutcomeUnknown(
                     f"image {name!r} was not exported", "what arrived has another checksum", "try again"
                 )

@@ -1,26 +1,19 @@
-"""Disk formats as bytes: what a header may say before any tool opens the file, and the header of our own overlays (pure).
+"""qcow2: what a header may say before any tool opens the file, and the header of our own overlays (pure).
 
-Layout and numbers are those of QEMU's docs/interop/qcow2.txt. Nothing is ever probed by a tool: this file decides by magic,
-and from then on every tool is told the driver.
+Layout and numbers are those of QEMU's docs/interop/qcow2.txt.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Literal, NamedTuple
 
 from roost.errors import Invalid
 from roost.model import size as sizes
 
-Format = Literal["qcow2", "raw"]
-
-HEAD = 64 << 10
-"""Bytes of a file's beginning that `inspect` wants to see; every header we accept lies within."""
-
 MAX_VIRTUAL = 16 << 40
 """Largest disk we take, in bytes: what ext4 and QEMU's default clusters both carry without trouble."""
 
-_MAGIC = b"QFI\xfb"
+MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3 = struct.Struct(">QQQII")
 _MAX_L1 = 32 << 20
@@ -33,88 +26,8 @@ _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in 
 _KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _SUBCLUSTERS
 _END, _DATA_FILE_NAME, _BACKING_FORMAT, _CRYPTO = 0, 0x44415441, 0xE2792ACA, 0x0537BE77
 
-_FOREIGN: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x1f\x8b", "a gzip archive"),
-    (0, b"\xfd7zXZ\0", "an xz archive"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (0, b"BZh", "a bzip2 archive"),
-    (0, b"PK\x03\x04", "a zip archive"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
-    (0, b"KDMV", "a VMDK disk"),
-    (0, b"COWD", "a VMDK disk"),
-    (0, b"# Disk DescriptorFile", "a VMDK descriptor"),
-    (0, b"vhdxfile", "a VHDX disk"),
-    (0, b"conectix", "a VHD disk"),
-    (0, b"QED\0", "a QED disk"),
-    (0x40, b"\x7f\x10\xda\xbe", "a VDI disk"),
-    (0, b"LUKS\xba\xbe", "a LUKS volume"),
-    (0, b"<!DOCTYPE", "a web page"),
-    (0, b"<html", "a web page"),
-    (257, b"ustar", "a tar archive"),
-    (0x8001, b"CD001", "a CD image"),
-)
 
-
-class Checked(NamedTuple):
-    """A file whose header holds nothing dangerous: its format, and the size its guest sees in bytes."""
-
-    format: Format
-    virtual_size: int
-
-
-def inspect(head: bytes, file_size: int, name: str, format: Format | None = None) -> Checked:
-    """What the file called `name` is, from its first HEAD bytes (or all of it) and its size.
-
-    `format` None decides by our own magic check. Raises Invalid for anything that could make a tool open another file (backing
-    file, external data file), is encrypted, truncated, absurdly large, or is another format altogether.
-    """
-    problem, checked = _inspect(head, file_size, format)
-    if checked is None:
-        raise Invalid(f"{name} is not a disk that can be imported", problem, _fix_of(head))
-    return checked
-
-
-def _fix_of(head: bytes) -> str:
-    if head[:4] == _MAGIC:
-        return "rewrite it on a machine you trust: qemu-img convert -f qcow2 -O qcow2 IN OUT"
-    return "give a qcow2 or raw disk; convert others first: qemu-img convert -f FORMAT -O qcow2 IN OUT"
-
-
-def _inspect(head: bytes, file_size: int, format: Format | None) -> tuple[str, Checked | None]:
-    looks = "qcow2" if head[:4] == _MAGIC else "raw"
-    if format is not None and format != looks and format == "qcow2":
-        return "it does not begin as a qcow2 file", None
-    if looks == "qcow2" and format != "raw":
-        problem, virtual = _qcow2(head, file_size)
-        return problem, None if problem else Checked("qcow2", virtual)
-    problem = _raw(head, file_size)
-    return problem, None if problem else Checked("raw", file_size)
-
-
-def _raw(head: bytes, file_size: int) -> str:
-    for offset, magic, what in _FOREIGN:
-        if head[offset : offset + len(magic)] == magic:
-            return f"it is {what}"
-    if file_size == 0:
-        return "it is empty"
-    if file_size % 512:
-        return f"its size, {file_size} bytes, is not a whole number of 512 byte sectors: it is cut off"
-    if file_size > MAX_VIRTUAL:
-        return f"{file_size} bytes is more than the {sizes.show(MAX_VIRTUAL)} allowed"
-    return _gpt_cut_off(head, file_size)
-
-
-def _gpt_cut_off(head: bytes, file_size: int) -> str:
-    """A GPT names the sector of its backup at the end of the disk (UEFI specification, 5.3.2)."""
-    if head[512:520] != b"EFI PART" or len(head) < 1024:
-        return ""
-    backup = int.from_bytes(head[512 + 32 : 512 + 40], "little")
-    if (backup + 1) * 512 > file_size:
-        return f"its partition table ends at byte {(backup + 1) * 512}, the file at {file_size}: it is cut off"
-    return ""
-
-
-def _qcow2(head: bytes, file_size: int) -> tuple[str, int]:
+def judge(head: bytes, file_size: int) -> tuple[str, int]:
     """The first problem of a qcow2 header ("" when none) and the virtual size."""
     if len(head) < _HEADER.size:
         return "its header is cut off", 0
@@ -190,7 +103,7 @@ def overlay(virtual_size: int, backing: str) -> bytes:
     l1_clusters = -(-l1_entries * 8 // _CLUSTER)
     extensions = struct.pack(">II8sII", _BACKING_FORMAT, 5, b"qcow2", _END, 0)
     header = _HEADER.pack(
-        _MAGIC, 3, 112 + len(extensions), len(name), _CLUSTER_BITS, virtual_size, 0, l1_entries, 3 * _CLUSTER, _CLUSTER, 1, 0, 0
+        MAGIC, 3, 112 + len(extensions), len(name), _CLUSTER_BITS, virtual_size, 0, l1_entries, 3 * _CLUSTER, _CLUSTER, 1, 0, 0
     )  # fmt: skip
     header += _HEADER_V3.pack(0, 0, 0, 4, 112) + bytes(8)
     refcounts = struct.pack(">H", 1) * (3 + l1_clusters)
@@ -201,7 +114,7 @@ def overlay(virtual_size: int, backing: str) -> bytes:
 def virtual_size(head: bytes) -> int:
     """The size in bytes that the guest of a qcow2 file of ours sees, from its first 32 bytes. Raises Invalid for anything else."""
     size = int.from_bytes(head[24:32], "big")
-    if head[:4] != _MAGIC or len(head) < 32 or not 0 < size <= MAX_VIRTUAL:
+    if head[:4] != MAGIC or len(head) < 32 or not 0 < size <= MAX_VIRTUAL:
         raise Invalid("the disk can not be used", "it does not begin as a qcow2 file of ours")
     return size
 
