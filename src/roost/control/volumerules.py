@@ -74,7 +74,7 @@ def check_change(new: Volume, old: Volume, machines: Sequence[Machine]) -> None:
     problems = []
     least = max(old.status.size, old.spec.size or 0)
     if (new.spec.size or least) < least:
-        text = f"can not shrink from {size.show(least)}: make a smaller one, and copy what is in it"
+        text = f"can not shrink from {size.show(least)}: make a smaller one, attach both, and copy what is in it"
         problems.append(Problem("spec.size", text))
     problems += [
         Problem(f"spec.{field}", "can not change after creation")

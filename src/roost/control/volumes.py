@@ -111,6 +111,7 @@ class Volumes:
                 error if isinstance(error, RoostError) else Unavailable("the host refused", str(error), "roost doctor")
             )
             if step not in FAILS:
+                await self._show(key, progress=str(known)[:200])  # or who waits for it never hears why
                 raise Retry(str(known)) from error
             await self._fail(step, key, volume, known)
         self._means.changed()

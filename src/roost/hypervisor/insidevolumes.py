@@ -54,16 +54,14 @@ async def release(agent: Agent, lun: int) -> None:
             code, said = await _run(agent, Command(["/bin/sh", "-c", RELEASE, "release", str(lun)]))
     except TimeoutError:
         why = f"the guest did not write what it has for it within {_SECONDS:g} s"
-        raise Unavailable("the volume was not detached", why, "it is tried again; or --force") from None
+        raise Unavailable("the volume was not detached", why, "it is tried again") from None
     except (RoostError, OSError):
         return
     if code == _IN_USE:
         why = f"the guest uses it: {said}"
-        raise Conflict("the volume was not detached", why, "unmount it in the guest first, or --force")
+        raise Conflict("the volume was not detached", why, "unmount it in the guest, then again: roost volume detach")
     if code == 8:
-        raise Unavailable(
-            "the volume was not detached", "the guest does not let go of it", "it is tried again; or --force"
-        )
+        raise Unavailable("the volume was not detached", "the guest does not let go of it", "it is tried again")
 
 
 async def _run(agent: Agent, command: Command) -> tuple[int, str]:

@@ -240,7 +240,7 @@ class QemuVolumes:
         state = await self._machine.state()
         if state in ("paused", "io-error"):
             why = "the machine stands still, and may have more to write to it"
-            raise Conflict("the volume was not detached", why, "resume it first: roost resume; or --force")
+            raise Conflict("the volume was not detached", why, "resume it first: roost resume")
         if state == "running" and (agent := await self._answering()) is not None:
             await insidevolumes.release(agent, lun)
 
