@@ -56,10 +56,10 @@ class Relay(NamedTuple):
 
 
 def descriptors(files: int) -> int:
-    """Let this process have so many descriptors, or as many as it may; how many it may have."""
+    """Let this process have so many descriptors at least, or as many as it may; how many it may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, PermissionError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, max(files, hard)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, soft), max(files, hard)))
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], max(files, soft))
 
 

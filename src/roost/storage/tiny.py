@@ -11,11 +11,11 @@ from roost.storage import archive, initramfs, kernels
 from roost.storage.manifest import Manifest
 from roost.storage.template import Template, Workshop, kernel_in, modules_in
 
-_AGENT_MODULES = ("virtio_pci", "virtio_console")
-"""The bus and the agent's port: the agent starts as soon as these are loaded."""
+_AGENT_MODULES = ("virtio_pci", "pvpanic_pci", "virtio_console")
+"""The bus, the report of a panic, for whoever is told to from then on, and the agent's port: the agent starts as soon as these are loaded."""
 
-_MODULES = ("pvpanic_pci", "virtio_net", "virtio_rng", "virtio_blk", "evdev", "button", "virtio_scsi", "sd_mod")
-"""The report of a panic, network, random numbers, disk, and the power button as an input event; volumes."""
+_MODULES = ("virtio_net", "virtio_rng", "virtio_blk", "evdev", "button", "virtio_scsi", "sd_mod")
+"""Network, random numbers, disk, and the power button as an input event; volumes."""
 
 _KERNELS: dict[Arch, tuple[str, str, str]] = {
     "x86_64": ("bookworm", "linux-image-cloud-amd64", "ttyS0"),
