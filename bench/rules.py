@@ -96,7 +96,7 @@ async def engine(sizes: Sequence[int], rounds: int) -> dict[int, float]:
     """The median of a change of one port by the engine, in milliseconds."""
     found: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as home:
-        fabrics = NetworkFabric(Paths(Path(home) / "state", Path(home) / "run"), None)  # type: ignore[arg-type]
+        fabrics = NetworkFabric(Paths(Path(home) / "state", Path(home) / "run"), None)
         for size in sizes:
             wishes = [network(count)._replace(door="none", mode="isolated") for count in (size, size + 1)]
             await fabrics.ensure(wishes[0])

@@ -73,7 +73,7 @@ def fill(disk: Path | None) -> None:
 async def accounting(pool: DirectoryPool, root: Path, made: Made) -> None:
     """What all volumes take: the first look of a daemon, and every later one; a hundredth of them stand on a snapshot each."""
     sync = os.fsync
-    os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    os.fsync = lambda descriptor: None
     for _ in range(VOLUMES - len(await pool.usage())):
         await pool.create(str(uuid.uuid4()), SIZE)
     os.fsync = sync

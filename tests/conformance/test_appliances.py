@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def disk(tmp_path: Path) -> bytes:
 @pytest.mark.parametrize("algorithm", ["SHA1", "SHA256", "SHA512"])
 @pytest.mark.parametrize("dialect", [virtualbox, vmware])
 async def test_an_ova_of_one_disk_becomes_an_image(
-    tmp_path: Path, disk: bytes, dialect: object, algorithm: str
+    tmp_path: Path, disk: bytes, dialect: Callable[[], bytes], algorithm: str
 ) -> None:
-    files = {"vm.ovf": dialect(), "disk.vmdk": disk}  # type: ignore[operator]
+    files = {"vm.ovf": dialect(), "disk.vmdk": disk}
     package = tar({"vm.ovf": files["vm.ovf"], "vm.mf": manifest(files, algorithm), "disk.vmdk": disk})
     assert await content(tmp_path, package) == (tmp_path / "pattern.raw").read_bytes()
 

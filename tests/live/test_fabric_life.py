@@ -448,7 +448,7 @@ def test_changes_of_ours_are_never_taken_for_those_of_others_and_each_is_a_small
                 asked.append(type(request).__name__)
                 return await ask(request, *namespaces)
 
-            fabric._worker.ask = noted  # type: ignore[method-assign]
+            fabric._worker.ask = noted
             await fabric.ensure(network._replace(ports=network.ports[1:]))
             await fabric.ensure(network)
             await asyncio.sleep(0.4)

@@ -15,14 +15,14 @@ from roost.network import resolving
 from roost.network.relay import Relay
 from roost.network.services import Services
 from tests.live.test_network_services import Lab, _Facts, _in_lab, _instance, _readable
-from tests.needs import needs_program
+from tests.needs import needs_program, needs_root
 from tests.ordinary import WHO
 
 __all__ = ("_readable",)
 pytestmark = [needs_program("dnsmasq"), needs_program("busybox"), needs_program("ip")]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may have no control groups")
+@needs_root  # an ordinary user may have no control groups
 def test_what_an_earlier_daemon_started_ends_when_nothing_tells_of_it_any_more(tmp_path: Path) -> None:
     async def test(lab: Lab) -> Any:
         before = await lab.ensure()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -174,20 +175,27 @@ async def test_a_damaged_key_header_is_an_error_and_never_garbage(place: Place, 
     assert await refused(place.pool.hold("web", KEY)) in (Forbidden, Unavailable)
 
 
+@contextlib.contextmanager
+def held_open(disk: Path) -> Iterator[None]:
+    """A real QEMU's tool has it open meanwhile."""
+    argv = ["qemu-io", "-f", "qcow2", str(disk)]
+    reader = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.read(8) == b"qemu-io>"
+        yield
+    finally:
+        reader.communicate(timeout=30)
+
+
 @pytest.mark.fault(2)
 async def test_a_volume_that_a_real_qemu_has_open_is_not_touched(place: Place) -> None:
     await place.pool.create("web", SIZE)
     disk = place.pool._files.disk("web").disk
-    argv = ["qemu-io", "-f", "qcow2", str(disk)]
-    reader = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220
-    try:
-        assert reader.stdout is not None
-        assert reader.stdout.read(8) == b"qemu-io>"
+    with held_open(disk):
         place.restart()
         for verb in (place.pool.resize("web", 2 * SIZE), place.pool.snapshot("web", "one"), place.pool.remove("web")):
             assert await refused(verb) is Conflict
-    finally:
-        reader.communicate(timeout=30)
     await place.pool.resize("web", 2 * SIZE)
 
 

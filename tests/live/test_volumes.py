@@ -49,9 +49,13 @@ def web(storage: Daemon) -> Iterator[Daemon]:
     storage.request("PATCH", "/v1/machines/default/web", {"spec": {"volumes": [], "power": "running"}})
     _until(lambda: not storage.machine("web")["status"]["volumes"], "volumes are detached", storage)
     for kind in ("volumesnapshots", "volumes"):
-        for item in _all(storage, kind):
-            storage.request("DELETE", f"/v1/{kind}/default/{item['name']}?now=true")
-        _until(lambda kind=kind: not _all(storage, kind), f"{kind} are gone", storage)  # type: ignore[misc]
+        _delete_all(storage, kind)
+
+
+def _delete_all(daemon: Daemon, kind: str) -> None:
+    for item in _all(daemon, kind):
+        daemon.request("DELETE", f"/v1/{kind}/default/{item['name']}?now=true")
+    _until(lambda: not _all(daemon, kind), f"{kind} are gone", daemon)
 
 
 def _all(daemon: Daemon, kind: str) -> list[dict[str, Any]]:

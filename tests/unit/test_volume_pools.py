@@ -205,7 +205,7 @@ async def test_who_wants_a_volume_ends_what_is_done_to_it_in_passing(bench: Stor
         finally:
             tending.append("given up")
 
-    bench.place().tend = tend  # type: ignore[method-assign]
+    bench.place().tend = tend
     bench.holds.tend("volumes/default/data", made)
     bench.holds.tend("volumes/default/data", made)
     await asyncio.sleep(0)

@@ -89,7 +89,8 @@ class Accounting:
 def _stat_all(root: str) -> Iterator[tuple[str, int, os.stat_result]]:
     """The uid of each volume, when its directory changed, and its file. By strings: a Path for each costs more than the calls themselves."""
     try:
-        uids = os.listdir(root)  # noqa: PTH208
+        with os.scandir(root) as entries:
+            uids = [entry.name for entry in entries]
     except FileNotFoundError:
         return
     stat = os.stat
