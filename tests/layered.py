@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from roost.host.paths import MachineFiles, Paths
-from roost.storage import formats
+from roost.storage import formats, overlays
 from roost.storage.layers import Base, Layers
 
 MiB = 1 << 20
 SIZE = 64 * MiB
-IMAGE = formats.overlay(SIZE, "nothing")
+IMAGE = overlays.empty(SIZE, "nothing")
 DIGEST = f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"
 
 
@@ -27,7 +27,7 @@ class Host:
         image.disk.chmod(0o444)
         self.layers = self.restart()
         self.web = self.machine("web")
-        self.web.disk.write_bytes(formats.overlay(SIZE, "hint"))
+        self.web.disk.write_bytes(overlays.empty(SIZE, "hint"))
         self.web.disk.chmod(0o600)
         self.write(self.web.disk, b"old")
 

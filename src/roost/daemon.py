@@ -66,7 +66,7 @@ from roost.network.base import Door, Fabrics
 from roost.network.fabric import NetworkFabric
 from roost.network.services import Services as NetworkServices
 from roost.network.usernet import UserNetwork
-from roost.storage import fetch, formats
+from roost.storage import fetch, overlays
 from roost.storage.directory import DirectoryPool
 from roost.storage.images import Images
 from roost.storage.keys import KeyStore
@@ -334,7 +334,7 @@ async def real_engines(paths: Paths, facts: HostFacts) -> Engines:
     await pool.sweep()
     await asyncio.to_thread(_prepare_jails, facts)
     layers = Layers(paths, lambda digest: _disk(pool, digest))
-    qemu = Qemu(paths, facts, UserNetwork(facts), formats.overlay)
+    qemu = Qemu(paths, facts, UserNetwork(facts), overlays.empty)
 
     async def boot() -> tuple[DirectBoot, str]:
         manifest = await pool.ensure_template("tiny", facts.arch, lambda text, done: None)

@@ -26,7 +26,7 @@ from roost.hypervisor.qemu import Qemu
 from roost.hypervisor.saved import release
 from roost.model.meta import MiB
 from roost.network.usernet import UserNetwork
-from roost.storage import formats
+from roost.storage import overlays
 from tests import leftovers
 from tests.live.world import World, answering, made, output, started
 from tests.needs import needs_program
@@ -169,7 +169,7 @@ class Chain:
     def add(self) -> Path:
         """One more overlay on top."""
         self.files.append(self.directory / f"{len(self.files)}.qcow2")
-        self.files[-1].write_bytes(formats.overlay(64 * MiB, str(self.files[-2])))
+        self.files[-1].write_bytes(overlays.empty(64 * MiB, str(self.files[-2])))
         return self.files[-1]
 
     @property
@@ -181,7 +181,7 @@ class Chain:
     def over(self, directory: Path, depth: int) -> Disk:
         """Another disk over the lowest `depth` files."""
         top = directory / "root.qcow2"
-        top.write_bytes(formats.overlay(64 * MiB, str(self.files[depth - 1])))
+        top.write_bytes(overlays.empty(64 * MiB, str(self.files[depth - 1])))
         return Disk(top, tuple(reversed(self.files[:depth])), serial="root")
 
     def check(self) -> None:
@@ -467,7 +467,7 @@ async def test_a_spare_becomes_the_machine_and_a_dead_one_is_never_handed_out(wo
         finally:
             await taken.kill()
         larger = wanted()
-        larger.disks[0].file.write_bytes(formats.overlay(128 * MiB, ""))
+        larger.disks[0].file.write_bytes(overlays.empty(128 * MiB, ""))
         async with started(world, larger) as own:
             assert own.process not in waiting
     assert not world.left()

@@ -20,7 +20,7 @@ from roost.hypervisor import record, tpm
 from roost.hypervisor.base import Agent, Disk, Guest, Launch, Overlay
 from roost.hypervisor.saved import release
 from roost.model.meta import GiB, MiB
-from roost.storage import formats
+from roost.storage import overlays
 from roost.storage.images import Images
 from tests.live.world import World, made, output, started, template
 from tests.needs import needs_program
@@ -49,7 +49,7 @@ class Debian(NamedTuple):
     def launch(self, *below: Path) -> Launch:
         """A machine with a TPM, whose disk stands on these files (the nearest first) and the image."""
         launch = self.world.launch(firmware="bios", direct=None, memory=512 * MiB, arch="x86_64", tpm=True)
-        launch.files.disk.write_bytes(formats.overlay(10 * GiB, str((*below, self.disk)[0])))
+        launch.files.disk.write_bytes(overlays.empty(10 * GiB, str((*below, self.disk)[0])))
         return launch._replace(disks=(Disk(launch.files.disk, (*below, self.disk), serial="root"),))
 
 
@@ -100,7 +100,7 @@ async def test_what_a_guest_put_into_its_tpm_is_in_a_copy_of_it_and_outlives_the
         register = await fill(agent)
         assert not register.endswith(EMPTY)
         overlay = launch.files.keep / "next.qcow2"
-        overlay.write_bytes(formats.overlay(10 * GiB, str(launch.files.disk)))
+        overlay.write_bytes(overlays.empty(10 * GiB, str(launch.files.disk)))
         saved = await guest.checkpoint((Overlay(overlay, "n1"),), ((launch.files.tpm / tpm.STATE, tmp_path / "state"),))
         await ask(agent, "extend")
         assert await ask(agent, "register") != register

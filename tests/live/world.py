@@ -16,7 +16,7 @@ from roost.hypervisor.qemu import Qemu
 from roost.model.facts import HostFacts
 from roost.model.meta import Arch, MiB
 from roost.network.usernet import UserNetwork
-from roost.storage import formats
+from roost.storage import overlays
 from roost.storage.images import Images
 from roost.storage.manifest import Manifest
 from tests import leftovers, pool
@@ -57,7 +57,7 @@ def made() -> Iterator[World]:
     image = images.files(manifest.digest)
     boot = DirectBoot(image.kernel, image.initramfs, manifest.command_line)
     try:
-        yield World(paths, here, Qemu(paths, here, UserNetwork(here), formats.overlay), boot, manifest.digest)
+        yield World(paths, here, Qemu(paths, here, UserNetwork(here), overlays.empty), boot, manifest.digest)
     finally:
         files.remove_tree(state)
 

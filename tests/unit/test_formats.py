@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roost.errors import Invalid
-from roost.storage import formats
+from roost.storage import formats, overlays
 from tests.qcow2 import header
 
 GiB = 1 << 30
@@ -136,7 +136,7 @@ def test_a_damaged_header_never_gets_a_reference_past_the_judge(offset: int, jun
 
 
 def test_our_overlay_has_the_size_and_the_backing_file_that_were_asked_for() -> None:
-    made = formats.overlay(10 * GiB, "../image/disk.qcow2")
+    made = overlays.empty(10 * GiB, "../image/disk.qcow2")
     offset, length = struct.unpack_from(">QI", made, 8)
     assert made[offset : offset + length] == b"../image/disk.qcow2"
     assert struct.unpack_from(">Q", made, 24) == (10 * GiB,)
@@ -145,24 +145,24 @@ def test_our_overlay_has_the_size_and_the_backing_file_that_were_asked_for() -> 
 @pytest.mark.parametrize("size", [0, formats.MAX_VIRTUAL + 1])
 def test_an_overlay_of_an_impossible_size_is_refused(size: int) -> None:
     with pytest.raises(Invalid):
-        formats.overlay(size, "disk.qcow2")
+        overlays.empty(size, "disk.qcow2")
 
 
 def test_the_backing_file_of_an_overlay_gets_another_name_and_nothing_else_changes() -> None:
-    before = formats.overlay(10 * GiB, "/0")
+    before = overlays.empty(10 * GiB, "/0")
     after = formats.rename_backing(before[: formats.HEAD], "../../images/longer/disk.qcow2") + before[formats.HEAD :]
-    assert after == formats.overlay(10 * GiB, "../../images/longer/disk.qcow2")
+    assert after == overlays.empty(10 * GiB, "../../images/longer/disk.qcow2")
     assert formats.rename_backing(after[: formats.HEAD], "/0") == before[: formats.HEAD]
 
 
-@pytest.mark.parametrize("head", [bytes(formats.HEAD), b"\xff" * formats.HEAD, formats.overlay(GiB, "x")[:200]])
+@pytest.mark.parametrize("head", [bytes(formats.HEAD), b"\xff" * formats.HEAD, overlays.empty(GiB, "x")[:200]])
 def test_a_header_without_room_for_a_backing_file_is_left_alone(head: bytes) -> None:
     with pytest.raises(Invalid):
         formats.rename_backing(head, "y" * 1000)
 
 
 def test_an_overlay_tells_its_size_and_where_its_empty_level_1_table_is() -> None:
-    made = formats.overlay(10 * GiB, "x")
+    made = overlays.empty(10 * GiB, "x")
     offset, length = formats.level_1(made)
     assert formats.virtual_size(made) == 10 * GiB
     assert made[offset : offset + length] == bytes(20 * 8)

@@ -18,7 +18,7 @@ from roost.errors import Unavailable
 from roost.host import files
 from roost.model.machine import Machine
 from roost.model.meta import GiB, MiB
-from roost.storage import formats
+from roost.storage import overlays
 from roost.storage.layers import Layers
 from roost.storage.manifest import Manifest
 from roost.testing.hypervisor import FakeHypervisor
@@ -26,7 +26,7 @@ from tests.control_plane import MANIFEST
 from tests.keeping import IMAGE, STOPPED, TRAITS, Keeping
 
 replace = msgspec.structs.replace
-DISK = formats.overlay(64 * MiB, "nothing")
+DISK = overlays.empty(64 * MiB, "nothing")
 WEB = replace(STOPPED, status=replace(STOPPED.status, started_as=TRAITS))
 
 
@@ -59,7 +59,7 @@ class Disk(Keeping):
         image.disk.chmod(0o444)
         await self.checkpoints.begin()
         await self.machine(WEB)
-        self.paths.machine(WEB.meta.uid).disk.write_bytes(formats.overlay(64 * MiB, "hint"))
+        self.paths.machine(WEB.meta.uid).disk.write_bytes(overlays.empty(64 * MiB, "hint"))
 
     def below(self, uid: str) -> list[str]:
         checkpoint = self.checkpoints.kept("snapshot")[uid]

@@ -1,4 +1,4 @@
-"""Disk formats as bytes: what a header may say before any tool opens the file, and the header of our own overlays (pure).
+"""Disk formats as bytes: what a header may say before any tool opens the file (pure).
 
 Nothing is ever probed by a tool: this package decides by magic, and from then on every tool is told the driver.
 """
@@ -13,10 +13,10 @@ from roost.model import size as sizes
 from roost.model.image import DiskFormat
 from roost.storage.formats import qcow2, vdi, vhd, vhdx, vmdk
 from roost.storage.formats.content import Content, Span, Text, Unfit
-from roost.storage.formats.qcow2 import MAX_VIRTUAL, level_1, overlay, rename_backing, virtual_size
+from roost.storage.formats.qcow2 import MAX_VIRTUAL, level_1, rename_backing, virtual_size
 
 __all__ = [
-    "MAX_VIRTUAL", "Content", "Span", "Text", "Unfit", "level_1", "overlay", "rename_backing", "virtual_size"
+    "MAX_VIRTUAL", "Content", "Span", "Text", "Unfit", "level_1", "rename_backing", "virtual_size"
 ]  # fmt: skip
 
 Format = DiskFormat

@@ -1,4 +1,4 @@
-"""qcow2: what a header may say before any tool opens the file, and the header of our own overlays (pure).
+"""qcow2: what a header may say before any tool opens the file (pure).
 
 Layout and numbers are those of QEMU's docs/interop/qcow2.txt.
 """
@@ -18,9 +18,6 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3 = struct.Struct(">QQQII")
 _MAX_L1 = 32 << 20
 """Bytes of the level 1 table: QEMU's own bound (QCOW_MAX_L1_SIZE)."""
-
-_CLUSTER_BITS = 16
-_CLUSTER = 1 << _CLUSTER_BITS
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in range(5))
 _KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _SUBCLUSTERS
@@ -85,30 +82,6 @@ def _extensions(head: bytes, offset: int) -> str:
             return f"its header names another file or a key (extension {kind:#x})"
         offset += 8 + (length + 7 & ~7)
     return "its header extensions have no end"
-
-
-def overlay(virtual_size: int, backing: str) -> bytes:
-    """A whole, empty qcow2 file (version 3, 64 KiB clusters) over the qcow2 file `backing`.
-
-    `backing` is a hint for people and tools: whoever opens the disk names every layer himself. Raises Invalid when the name does
-    not fit or the size is out of bounds.
-    """
-    name = backing.encode()
-    if len(name) > 1023 or not 0 < virtual_size <= MAX_VIRTUAL:
-        raise Invalid(
-            f"cannot make a disk of {virtual_size} bytes over {backing!r}",
-            f"at most {sizes.show(MAX_VIRTUAL)} and 1023 bytes of name",
-        )
-    l1_entries = -(-virtual_size // (_CLUSTER * _CLUSTER // 8))
-    l1_clusters = -(-l1_entries * 8 // _CLUSTER)
-    extensions = struct.pack(">II8sII", _BACKING_FORMAT, 5, b"qcow2", _END, 0)
-    header = _HEADER.pack(
-        MAGIC, 3, 112 + len(extensions), len(name), _CLUSTER_BITS, virtual_size, 0, l1_entries, 3 * _CLUSTER, _CLUSTER, 1, 0, 0
-    )  # fmt: skip
-    header += _HEADER_V3.pack(0, 0, 0, 4, 112) + bytes(8)
-    refcounts = struct.pack(">H", 1) * (3 + l1_clusters)
-    clusters = (header + extensions + name, struct.pack(">Q", 2 * _CLUSTER), refcounts, bytes(l1_clusters * _CLUSTER))
-    return b"".join(cluster.ljust(_CLUSTER, b"\0") for cluster in clusters)
 
 
 def virtual_size(head: bytes) -> int:
