@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon
+from tests.daemon import ARCH, Daemon
 from tests.live.test_usernet import free_port
 from tests.needs import needs_program, skip_if_the_mirror_is_out_of_step
 
@@ -161,6 +161,11 @@ def test_another_processor_runs_debians_kernel(daemon: Daemon, arch: str) -> Non
     assert (ended["phase"], "force" in ended["exit"]) == ("stopped", False)
     daemon.roost("delete", f"on-{arch}", "--yes")
     assert daemon.roost("show", f"on-{arch}", check=False).returncode == 3
+    # Its template does not take the place of the host's own.
+    daemon.roost("template", "build", "tiny", "--arch", arch, timeout=900)
+    built = {image["name"]: image["status"]["arch"] for image in daemon.json("image", "list")}
+    assert built[f"tiny-{arch}"] == arch
+    assert built.get("tiny", ARCH) == ARCH
 
 
 def until(say: Any, wanted: str, seconds: float = 60) -> str:

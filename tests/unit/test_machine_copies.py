@@ -210,6 +210,24 @@ async def test_a_copy_that_is_to_stay_stopped_has_its_disk(bench: Bench) -> None
     assert bench.paths.machine(kid.meta.uid).disk.exists()
 
 
+async def test_a_copy_that_lost_its_power_is_told_again_who_it_is_before_it_is_plugged_in(bench: Bench) -> None:
+    kid = await bench.put(copy("kid"))
+    guest(bench, kid).end("killed", clean=False)
+    await bench.settle()
+    assert not (await bench.get("kid")).status.configured
+    again = await bench.wish(spec(power="running"), "kid")
+    assert guest(bench, kid).answering.setups[-1].hostname == "kid"
+    assert (again.status.configured, guest(bench, kid).link_up) == (True, True)
+
+
+async def test_a_copy_that_was_shut_down_knows_who_it_is(bench: Bench) -> None:
+    kid = await bench.put(copy("kid"))
+    guest(bench, kid).end("the guest shut down", clean=True)
+    await bench.settle()
+    await bench.wish(spec(power="running"), "kid")
+    assert guest(bench, kid).answering.setups == []
+
+
 async def test_a_copy_that_was_stopped_starts_from_its_own_disk(bench: Bench) -> None:
     await bench.put(copy("kid"))
     await bench.wish(spec(power="stopped"), "kid")

@@ -105,14 +105,21 @@ def _list_templates(context: Context, given: Namespace) -> int:
 
 def _build(context: Context, given: Namespace) -> int:
     images = Sources(context.session, context.project)
-    for name in given.names:
-        spec = {"template": name, **({"arch": given.arch} if given.arch else {})}
+    for template in given.names:
+        name = _name_on(context, template, given.arch)
+        spec = {"template": template, **({"arch": given.arch} if given.arch else {})}
         try:
             image = images.create(name, spec)
         except Conflict:
             image = images.get(name)
         _await(context, images, image, given)
     return 0
+
+
+def _name_on(context: Context, template: str, arch: str | None) -> str:
+    """What `launch` looks for: a template for another processor than the host's carries that in its name."""
+    hosts = {node["status"]["arch"] for node in context.items("nodes", project="system")} if arch else set()
+    return template if not hosts or arch in hosts else f"{template}-{arch}"
 
 
 def _publish(context: Context, given: Namespace) -> int:

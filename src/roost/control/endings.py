@@ -28,9 +28,22 @@ def ended(machine: Machine, exit: Exit, *, asked: bool) -> Machine:
     trouble = Trouble(what=f'machine "{machine.name}" ended', why=exit.reason, fix=f"roost start {machine.name}")
     status = _without_process(machine)
     status = msgspec.structs.replace(
-        status, phase="stopped" if calm else "crashed", exit=exit.reason, error=None if calm else trouble
+        status,
+        phase="stopped" if calm else "crashed",
+        exit=exit.reason,
+        error=None if calm else trouble,
+        configured=is_set_up(machine, clean=exit.clean),
     )
     return _resting(machine, status, asked=asked)
+
+
+def is_set_up(machine: Machine, *, clean: bool) -> bool:
+    """Whether the machine is still who it was made after its process ended.
+
+    The agent answers a set-up before its files are safe on the disk, and leaves its mark there after them: a guest that lost its power
+    in between is whom it was copied from again. So it is told once more, which one that has the mark passes over.
+    """
+    return machine.status.configured and (clean or machine.status.agent != "roost")
 
 
 def failed(machine: Machine, error: RoostError) -> Machine:

@@ -11,6 +11,7 @@ import msgspec
 
 from roost.control.base import Retry
 from roost.control.custody import AGENT_SECONDS, Custody
+from roost.control.endings import is_set_up
 from roost.control.events import Recorder
 from roost.control.held import Held
 from roost.control.launches import Choice, arch_of, firmware_of, launch_of, setup_of, traits_of
@@ -169,8 +170,10 @@ class Starting:
             *choice.warnings,
             *((f"booted instead of going on from a template: {reason.reason}",) if reason else ()),
         )
-        await self._run(key, machine, held, launch, warnings)
-        if machine.status.origin and not machine.status.configured:
+        # Without an end that was seen, it went down with the host.
+        configured = machine.status.configured and (machine.status.process is None or is_set_up(machine, clean=False))
+        await self._run(key, machine, held, launch, warnings, configured=configured)
+        if machine.status.origin and not configured:
             # A copy of a disk: it is another's twin until the agent has made it somebody.
             await self._guest(held).set_link(up=False)
 
