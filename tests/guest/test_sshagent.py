@@ -24,9 +24,19 @@ async def serve_command(process: asyncssh.SSHServerProcess[bytes]) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    await process.redirect(stdin=local.stdin, stdout=local.stdout, stderr=local.stderr)
+    await process.redirect(stdin=local.stdin)
+    assert local.stdout is not None
+    assert local.stderr is not None
+    # Not by `redirect`: the exit would overtake what it has not read yet.
+    await asyncio.gather(_pour(local.stdout, process.stdout), _pour(local.stderr, process.stderr))
     process.exit(await local.wait())
     await process.wait_closed()
+
+
+async def _pour(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:
+    while data := await source.read(1 << 16):
+        target.write(data)
+        await target.drain()
 
 
 @contextlib.asynccontextmanager

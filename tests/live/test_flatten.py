@@ -18,7 +18,7 @@ pytestmark = [
     needs_program("qemu-system-x86_64", "passt", "qemu-img", "mmdebstrap", "e2fsck", "sfdisk"),
 ]
 
-WRITER = "n=0; while :; do n=$((n+1)); echo $n > /root/count; sync; sleep 0.1; done"
+WRITER = "n=0; while :; do n=$((n+1)); echo $n > /root/next; mv /root/next /root/count; sync; sleep 0.1; done"
 
 
 @pytest.fixture(scope="module")

@@ -279,7 +279,7 @@ def test_a_component_reaches_the_server_that_it_is_allowed_and_no_other(
         answering.start()
         allowed, closed, refused = run_as(who, main)
         answering.join()
-    assert (allowed.ending, allowed.stdout) == (Ending(42), b"told ping")
+    assert (allowed.ending, allowed.stdout) == (Ending(42), b"told ping"), allowed
     assert closed.ending == Ending(100 + CONNECTION_REFUSED)
     assert refused.ending == Ending(100 + ACCESS_DENIED)
     assert refused.refusals == ("connect to 192.0.2.7:80; allow it with --net 192.0.2.7:80",)
