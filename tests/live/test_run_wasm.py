@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import roost
 from roost.host import bounded  # noqa: F401 - before an ordinary user can no longer read it
 from roost.host.sandbox import Boxed
 from roost.runtimes import execution, wasm_program
@@ -22,6 +23,7 @@ from roost.runtimes.base import Ending, MiB, Peer, Policy, Request, Result
 from roost.runtimes.policy import from_mapping
 from tests.boxes import children
 from tests.checkout import ROOT
+from tests.needs import needs_root
 from tests.ordinary import WHO, run_as
 from tests.programs import build, third_party
 
@@ -248,6 +250,21 @@ def test_a_component_that_is_refused_memory_met_its_limit(
 def test_a_component_that_traps_with_little_memory_traps(tmp_path: Path) -> None:
     ending = run(text(tmp_path, "unreachable", template=COMPONENT), policy=Policy(memory=64 * MiB)).ending
     assert (ending.code, ending.reason) == (134, "trap")
+
+
+@needs_root
+def test_a_fork_of_a_process_that_has_run_wasi_has_it_run_in_a_fresh_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program.wat"
+    program.write_text(ENDING.replace("CODE", "7"))
+    monkeypatch.setattr(wasm_program, "_wasi_guests", 1)
+    monkeypatch.setattr(execution, "run", None)
+
+    async def main() -> tuple[int, int]:
+        return len(list(Path("/proc/self/task").iterdir())), roost.run(program).code
+
+    assert run_as("root", main) == (1, 7)
 
 
 def component_to(directory: Path, address: str, port: int) -> Path:

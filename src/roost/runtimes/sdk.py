@@ -97,8 +97,11 @@ def run(
 
 
 def _run(request: Request, stdin: int, capture: bool) -> Result:
-    """In this process if it has one thread; else in another one, because a sandbox can not be made beside threads that may hold locks."""
-    if len(os.listdir("/proc/self/task")) == 1:
+    """In this process if it has one thread; else in another one, because a sandbox can not be made beside threads that may hold locks.
+
+    One thread is not enough for the fork of a process that has run WASI: it has what wasmtime began there, without the threads of it.
+    """
+    if not _has_run_wasi() and len(os.listdir("/proc/self/task")) == 1:
         return execution.run(request, stdin=stdin, capture=capture)
     ours, theirs = os.pipe()
     with open(ours, "rb") as pipe:
