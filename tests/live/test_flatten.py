@@ -18,7 +18,7 @@ pytestmark = [
     needs_program("qemu-system-x86_64", "passt", "qemu-img", "mmdebstrap", "e2fsck", "sfdisk"),
 ]
 
-WRITER = "n=0; while :; do n=$((n+1)); echo $n > /root/next; mv /root/next /root/count; sync; sleep 0.1; done"
+WRITER = "n=0; while :; do n=$((n+1)); echo $n > /var/next; mv /var/next /var/count; sync; sleep 0.1; done"
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def events(daemon: Daemon, name: str) -> list[str]:
 def test_a_long_chain_is_flattened_by_itself_while_the_guest_writes(house: Daemon, web: str) -> None:
     writer = sh(house, web, f"sh -c '{WRITER}' >/dev/null 2>&1 & echo $!")
     pid, sums = status(house, web)["pid"], lengthen(house, web)
-    before = int(sh(house, web, "cat /root/count"))
+    before = int(sh(house, web, "cat /var/count"))
     until(lambda: flatten_seen(house, web, 1), 180)
     assert read(house, web, len(sums)) == sums
-    assert int(sh(house, web, f"kill -0 {writer} && cat /root/count")) > before
+    assert int(sh(house, web, f"kill -0 {writer} && cat /var/count")) > before
     assert status(house, web)["pid"] == pid
     # The snapshots stand where they stood, and each is whole.
     assert len(layers(house)) >= LONGEST
