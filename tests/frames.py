@@ -15,6 +15,7 @@ HEADER = 10
 EVERYBODY = "ff:ff:ff:ff:ff:ff"
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+SYN, RST, ACK = 2, 4, 16
 
 
 def mac(text: str) -> bytes:
@@ -61,7 +62,12 @@ def udp(source: str, to: str, ports: tuple[int, int], data: bytes = b"x") -> byt
 
 
 def syn(source: str, to: str, ports: tuple[int, int]) -> bytes:
-    return _transport(source, to, TCP, struct.pack("!HHIIBBHHH", *ports, 1, 0, 0x50, 2, 65535, 0, 0), 16)
+    return tcp(source, to, ports, SYN)
+
+
+def tcp(source: str, to: str, ports: tuple[int, int], flags: int, *, sequence: int = 1, acknowledged: int = 0) -> bytes:
+    numbers = (sequence, acknowledged, 0x50, flags, 65535, 0, 0)
+    return _transport(source, to, TCP, struct.pack("!HHIIBBHHH", *ports, *numbers), 16)
 
 
 def icmpv6(source: str, to: str, kind: int, body: bytes) -> bytes:

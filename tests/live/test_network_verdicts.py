@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -12,7 +13,7 @@ from roost.model.ruleset import Rule, RuleSetSpec
 from roost.network.base import Attachment, Published, Wanted
 from roost.network.trace import Probe, trace
 from tests.fabrics import engine, inside, on_host, plug, port, wanted
-from tests.frames import Guest, syn, udp
+from tests.frames import ACK, RST, SYN, Guest, syn, tcp, udp
 from tests.needs import needs_program, repetitions
 from tests.ordinary import WHO
 
@@ -109,6 +110,45 @@ def test_what_comes_is_what_trace_says_and_what_stands_is_judged_anew(who: str) 
         assert came == allowed(network)
         assert answered == allowed(network) & standing
         standing |= {number for number in came if asked[number][1].protocol == "udp"}
+
+
+def has_flags(frame: bytes, flags: int) -> bool:
+    """Whether it is of TCP, to or from port 80, with these flags and perhaps ACK."""
+    start = {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], len(frame))
+    return (
+        b"\x00\x50" in (frame[start : start + 2], frame[start + 2 : start + 4])
+        and frame[start + 13] | ACK == flags | ACK
+    )
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_a_connection_that_is_no_longer_allowed_is_reset_at_both_ends(who: str) -> None:
+    async def main() -> list[list[bool]]:
+        found = []
+        for version in (0, 1):
+            async with engine() as fabric:
+                network = wanted(ports=2)
+                await fabric.ensure(network)
+                one, two = await plug(fabric, network)
+                ends = [one.addresses[version] for one in network.ports]
+                there = partial(tcp, *ends, (FIRST, 80))
+                back = partial(tcp, *reversed(ends), (80, FIRST))
+                send_one, send_two = (guest.send6 if version else guest.send4 for guest in (one, two))
+                send_one(there(SYN))
+                opened = two.wait(lambda frame: has_flags(frame, SYN)) is not None
+                send_two(back(SYN | ACK, acknowledged=2))
+                opened &= one.wait(lambda frame: has_flags(frame, SYN | ACK)) is not None
+                send_one(there(ACK, sequence=2, acknowledged=2))
+                opened &= two.wait(lambda frame: has_flags(frame, ACK)) is not None
+                closed = RuleSetSpec(rules=(Rule(direction="in", action="deny"),))
+                await fabric.ensure(network._replace(rulesets={"default": closed}))
+                send_one(there(ACK, sequence=2, acknowledged=2))
+                told = one.wait(lambda frame: has_flags(frame, RST)) is not None
+                send_two(back(ACK, sequence=2, acknowledged=2))
+                found.append([opened, told, two.wait(lambda frame: has_flags(frame, RST)) is not None])
+        return found
+
+    assert on_host(who, main) == [[True, True, True]] * 2
 
 
 @pytest.mark.parametrize("who", WHO)

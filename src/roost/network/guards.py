@@ -138,13 +138,14 @@ def _drop_guests(reason: str) -> tuple[Chain, Chain]:
 
 
 def refuse(log: tuple[str, ...] = ()) -> Chain:
-    """Whoever is inside is told at once, instead of waiting; whoever is outside learns nothing."""
+    """Whoever is inside is told at once, instead of waiting; whoever is outside learns nothing. A TCP connection that stood heeds only a reset."""
     return Chain(
         (
             *log,
             "counter name refused",
             "update @dropped { iifname counter }",
             f'iifname {{ "{UPLINK}", "{TUNNEL}" }} drop',
+            "ct state established meta l4proto tcp reject with tcp reset",
             "reject with icmpx type admin-prohibited",
         )
     )
@@ -303,7 +304,7 @@ def _forward() -> Chain:
 
 
 def _output() -> Chain:
-    """From the gateway to guests: its answers, DHCP, RA, and what the relay brings to a published port."""
+    """From the gateway to guests: its answers, DHCP, RA, resets of what is refused (related to it), and what the relay brings to a published port."""
     return Chain(
         (
             'oifname != "tap*" accept',
@@ -311,7 +312,8 @@ def _output() -> Chain:
             "udp sport 67 udp dport 68 accept",
             "udp sport 547 udp dport 546 accept",
             "ct direction reply accept",
-            "ct state established,related jump known",
+            "ct state related accept",
+            "ct state established jump known",
             "goto arrive",
         ),
         "type filter hook output priority filter; policy accept;",
