@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -25,7 +26,11 @@ def sleeper(*binds: Bind, words: tuple[str, ...] = (str(SLEEP), "600")) -> Jail:
 
 
 def children() -> set[str]:
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may end meanwhile
+            found.update((task / "children").read_text().split())
+    return found
 
 
 def open_descriptors() -> int:

@@ -186,6 +186,7 @@ def test_ctrl_z_stops_the_job_and_fg_goes_on(terminal: Terminal, tmp_path: Path)
     terminal.type(b"jobs\n")
     terminal.wait_for(b"Stopped")
     terminal.type(b"fg\n")
+    terminal.wait_for(b"driver.py")  # the shell names what goes on, and reads no more
     time.sleep(0.5)
     terminal.type(b"hello\n")
     terminal.wait_for(b"got hello")
