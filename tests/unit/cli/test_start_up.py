@@ -27,7 +27,14 @@ SLOW = (
     "tarfile",
 )
 # `doctor` answers 6 on a machine that lacks something, as a new one does.
-PROBE = "import sys; from roost.cli.main import main; code = main(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr); sys.exit(code not in (0, 6))"
+PROBE = """
+import sys
+from roost.cli.main import main
+
+code = main(sys.argv[1:])
+print(*sorted(sys.modules), file=sys.stderr)
+sys.exit(code not in (0, 6))
+"""
 
 
 def modules(served: Served, *words: str) -> set[str]:
